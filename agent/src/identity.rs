@@ -1,0 +1,101 @@
+//! The one place where names on the host are made.
+//!
+//! Everything that Skiff creates outside its data directory carries the identity of that
+//! directory, so that several nodes share a host without touching each other and
+//! `skiff down` knows what is its own.
+
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+/// The names that derive from one data directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    id: String,
+    data_dir: PathBuf,
+}
+
+impl Identity {
+    /// The identity of an existing data directory.
+    ///
+    /// # Errors
+    /// When the directory's path can't be made canonical (it does not exist, or is not readable).
+    pub fn of(data_dir: &Path) -> std::io::Result<Self> {
+        let data_dir = data_dir.canonicalize()?;
+        let digest = Sha256::digest(data_dir.as_os_str().as_encoded_bytes());
+        let id = digest[..4].iter().map(|b| format!("{b:02x}")).collect();
+        Ok(Self { id, data_dir })
+    }
+
+    /// Eight hexadecimal digits.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// `<data>`
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
+    /// `<data>/agent`
+    pub fn agent_root(&self) -> PathBuf {
+        self.data_dir.join("agent")
+    }
+
+    /// `<data>/agent/images`
+    pub fn images_dir(&self) -> PathBuf {
+        self.agent_root().join("images")
+    }
+
+    /// `<data>/agent/pods`
+    pub fn pods_dir(&self) -> PathBuf {
+        self.agent_root().join("pods")
+    }
+
+    /// `<data>/agent/pods/<namespace>_<pod>_<uid>`
+    pub fn pod_dir(&self, namespace: &str, pod: &str, uid: &str) -> PathBuf {
+        self.pods_dir().join(format!("{namespace}_{pod}_{uid}"))
+    }
+
+    /// `/run/skiff/<id>`: gone after a reboot, as is what it describes.
+    pub fn run_dir(&self) -> PathBuf {
+        Path::new("/run/skiff").join(&self.id)
+    }
+
+    /// `/run/skiff/<id>/pods/<uid>`
+    pub fn pod_run_dir(&self, uid: &str) -> PathBuf {
+        self.run_dir().join("pods").join(uid)
+    }
+
+    /// `/run/skiff/<id>/agent.sock`
+    pub fn agent_socket(&self) -> PathBuf {
+        self.run_dir().join("agent.sock")
+    }
+
+    /// The cgroup, relative to a hierarchy's root, under which all of this node's cgroups are.
+    pub fn cgroup_root(&self) -> String {
+        format!("skiff-{}", self.id)
+    }
+
+    /// The host end of a pod's link. Links are limited to 15 characters.
+    pub fn link(&self, pod_uid: &str) -> String {
+        let digest = Sha256::digest(pod_uid.as_bytes());
+        format!(
+            "sk{}{:02x}{:02x}{:x}",
+            self.id,
+            digest[0],
+            digest[1],
+            digest[2] >> 4
+        )
+    }
+
+    /// What every link of this node starts with.
+    pub fn link_prefix(&self) -> String {
+        format!("sk{}", self.id)
+    }
+
+    /// The nftables table of this node, in the `inet` family.
+    pub fn nft_table(&self) -> String {
+        format!("skiff-{}", self.id)
+    }
+}

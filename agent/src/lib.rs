@@ -1,0 +1,4 @@
+//! The node agent: everything that happens on one node.
+
+pub mod identity;
+pub mod runtime;

@@ -1,0 +1,3 @@
+//! The control plane: the Kubernetes API, its store, the controllers and the scheduler.
+
+pub mod resources;

@@ -1,0 +1,136 @@
+//! One declaration for each resource that the API serves.
+//!
+//! A [`Resource`] says all that the generic request pipeline (`crate::api`) needs to know of
+//! a kind: its names, how a new object is completed and checked, what may change, how it
+//! prints. The [`Registry`] is a value, so that it can grow at run time. Objects are dynamic
+//! JSON here; their structure comes from the generated `schema` table.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+/// Everything that the pipeline knows of one served resource.
+#[derive(Clone)]
+pub struct Resource {
+    /// Empty for the core group.
+    pub group: &'static str,
+    pub version: &'static str,
+    pub kind: &'static str,
+    pub plural: &'static str,
+    pub singular: &'static str,
+    pub short_names: &'static [&'static str],
+    pub categories: &'static [&'static str],
+    pub namespaced: bool,
+    /// The definition in the schema table, as `io.k8s.api.core.v1.Pod`.
+    pub schema: &'static str,
+    pub has_status: bool,
+    pub scale: Option<Scale>,
+    /// Whether `metadata.generation` counts changes of everything but metadata and status.
+    pub has_generation: bool,
+    pub hooks: Hooks,
+    pub columns: &'static [Column],
+    /// A row's cells, one for each of `columns`, given the object and the time now.
+    pub row: fn(&Value, jiff::Timestamp) -> Vec<Value>,
+    /// Fields that a field selector may name, beside `metadata.name` and `metadata.namespace`,
+    /// each as a dotted path; an absent value reads as the empty string.
+    pub selectable_fields: &'static [&'static str],
+    /// Objects whose loss costs little are still durable, but may be collected by age
+    /// (Events: an hour).
+    pub time_to_live: Option<std::time::Duration>,
+}
+
+/// What a resource adds to the pipeline. Each has a default that does nothing.
+#[derive(Clone, Copy)]
+pub struct Hooks {
+    /// Fills in Kubernetes' defaults, on every write, after decoding.
+    pub default: fn(&mut Value),
+    /// Clears or sets what a client may not choose when it creates (status, phases).
+    pub prepare_create: fn(&mut Value),
+    /// Carries over what an update of the main resource may not change (status).
+    pub prepare_update: fn(new: &mut Value, old: &Value),
+    pub validate: fn(&Value) -> Vec<FieldError>,
+    pub validate_update: fn(new: &Value, old: &Value) -> Vec<FieldError>,
+    /// How many seconds a delete waits when the client names none; `None`: at once.
+    pub default_grace_period: fn(&Value) -> Option<i64>,
+}
+
+/// Where the scale subresource's numbers stand in the object.
+#[derive(Clone, Copy)]
+pub struct Scale {
+    pub replicas: &'static str,
+    pub status_replicas: &'static str,
+    pub selector: &'static str,
+}
+
+/// A column of the server-side table.
+#[derive(Clone, Copy)]
+pub struct Column {
+    pub name: &'static str,
+    /// `string`, `integer`, `date` ...
+    pub kind: &'static str,
+    /// `name` for the object's name, else empty.
+    pub format: &'static str,
+    pub description: &'static str,
+    /// 0 is always shown, 1 with `-o wide`.
+    pub priority: i32,
+}
+
+/// Why a field was refused, in the API server's words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FieldError {
+    /// `FieldValueRequired`, `FieldValueInvalid`, `FieldValueNotSupported`,
+    /// `FieldValueDuplicate`, `FieldValueForbidden`, `FieldValueTypeInvalid` ...
+    pub reason: &'static str,
+    /// As `spec.containers[0].image`.
+    pub field: String,
+    /// As `Required value: must be specified`.
+    pub message: String,
+}
+
+impl Resource {
+    /// `apps/v1`, or `v1` for the core group.
+    pub fn api_version(&self) -> String {
+        if self.group.is_empty() {
+            self.version.to_string()
+        } else {
+            format!("{}/{}", self.group, self.version)
+        }
+    }
+
+    /// `deployments.apps`, or `pods`: how `Status` messages name it.
+    pub fn qualified(&self) -> String {
+        if self.group.is_empty() {
+            self.plural.to_string()
+        } else {
+            format!("{}.{}", self.plural, self.group)
+        }
+    }
+}
+
+/// The resources that are served, by group, version and plural name.
+#[derive(Clone, Default)]
+pub struct Registry {
+    by_path: BTreeMap<(String, String, String), Arc<Resource>>,
+}
+
+impl Registry {
+    pub fn add(&mut self, resource: Resource) {
+        let key = (
+            resource.group.to_string(),
+            resource.version.to_string(),
+            resource.plural.to_string(),
+        );
+        self.by_path.insert(key, Arc::new(resource));
+    }
+
+    pub fn get(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Resource>> {
+        self.by_path
+            .get(&(group.to_string(), version.to_string(), plural.to_string()))
+    }
+
+    /// In the order of group, version and name.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Resource>> {
+        self.by_path.values()
+    }
+}
