@@ -1,3 +1,4 @@
 //! The control plane: the Kubernetes API, its store, the controllers and the scheduler.
 
+pub mod auth;
 pub mod resources;
