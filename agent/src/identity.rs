@@ -4,6 +4,7 @@
 //! directory, so that several nodes share a host without touching each other and
 //! `skiff down` knows what is its own.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -77,16 +78,10 @@ impl Identity {
         format!("skiff-{}", self.id)
     }
 
-    /// The host end of a pod's link. Links are limited to 15 characters.
-    pub fn link(&self, pod_uid: &str) -> String {
-        let digest = Sha256::digest(pod_uid.as_bytes());
-        format!(
-            "sk{}{:02x}{:02x}{:x}",
-            self.id,
-            digest[0],
-            digest[1],
-            digest[2] >> 4
-        )
+    /// The host end of the link of the pod with this address. Links are limited to 15
+    /// characters: the address's low 20 bits tell the pods of one node apart.
+    pub fn link(&self, pod_address: Ipv4Addr) -> String {
+        format!("sk{}{:05x}", self.id, pod_address.to_bits() & 0xf_ffff)
     }
 
     /// What every link of this node starts with.

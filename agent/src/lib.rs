@@ -1,4 +1,5 @@
 //! The node agent: everything that happens on one node.
 
 pub mod identity;
+pub mod net;
 pub mod runtime;
