@@ -1,5 +1,6 @@
 //! The node agent: everything that happens on one node.
 
 pub mod identity;
+pub mod logs;
 pub mod net;
 pub mod runtime;
