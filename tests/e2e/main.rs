@@ -1,0 +1,22 @@
+//! End-to-end tests of the `skiff` binary: real containers, driven by kubectl and by kube-rs.
+//!
+//! Every test starts a cluster of its own on its own data directory and port ([`cluster`]), so tests
+//! run side by side and share nothing but the image archives ([`images`]). A cluster that is dropped is taken
+//! down with `skiff down --purge`, and the test fails when anything of it is left on the host ([`host`]).
+//!
+//! Tests wait for conditions ([`wait`]); no test sleeps for luck and none asserts how long something took.
+
+mod cluster;
+mod host;
+mod images;
+mod wait;
+
+mod client;
+mod crashes;
+mod deployment;
+mod durability;
+mod inspection;
+mod isolation;
+mod logs;
+mod reconcile;
+mod start;
