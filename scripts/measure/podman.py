@@ -68,6 +68,7 @@ def measure(report, runs, images):
         return
     with tempfile.TemporaryDirectory(prefix="measure-podman-") as scratch:
         podman = Podman(scratch)
+        before = parents()
         try:
             image = podman.load(f"{images}/busybox.tar")
             single(report, podman, image, runs)
@@ -79,10 +80,20 @@ def measure(report, runs, images):
             podman("pod", "rm", "--all", "--force", check=False)
             podman("system", "reset", "--force", check=False)
             subprocess.run(["umount", f"{scratch}/root/overlay"], stderr=subprocess.DEVNULL, check=False)
-            for hierarchy in hierarchies():
-                # podman leaves its empty parent behind.
-                with contextlib.suppress(OSError):
-                    os.rmdir(f"{hierarchy}/libpod_parent")
+            remove_cgroups(before)
+
+
+def parents():
+    """podman's parent cgroup, where it has one."""
+    return {path for path in (f"{hierarchy}/libpod_parent" for hierarchy in hierarchies()) if os.path.isdir(path)}
+
+
+def remove_cgroups(before):
+    """Remove the empty cgroups that podman leaves behind, where there were none before."""
+    for parent in parents() - before:
+        for directory, _, _ in os.walk(parent, topdown=False):
+            with contextlib.suppress(OSError):
+                os.rmdir(directory)
 
 
 def single(report, podman, image, runs):
