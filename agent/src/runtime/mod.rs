@@ -5,5 +5,152 @@
 //! containers, runs commands in them, and tells of every exit. `spec` turns what Kubernetes
 //! says of a container into an OCI runtime specification, `cgroup` speaks to the kernel's
 //! cgroup files on v1, v2 and hybrid hosts.
+//!
+//! ```text
+//! SandboxConfig -> Runtime::create_sandbox -> shim (namespaces, /dev/shm) -> Sandbox
+//! ContainerConfig -> spec, cgroup -> shim -> libcontainer -> process
+//! process ends -> shim (record.json) -> Sandbox::state (a watch) -> whoever looks
+//! ```
 
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::identity::Identity;
+
+pub mod cgroup;
+mod connection;
+mod error;
+mod launch;
+mod purge;
+mod sandbox;
+pub mod seccomp;
+mod session;
+pub mod spec;
 pub mod types;
+
+pub use error::RuntimeError;
+pub use purge::purge;
+pub use sandbox::Sandbox;
+pub use session::{Session, Stream, Terminal};
+
+use cgroup::Cgroups;
+use types::{CgroupResources, ContainerRecord, SandboxConfig};
+
+/// What the agent keeps in a pod's run directory to know a sandbox again.
+const CONFIG_FILE: &str = "sandbox.json";
+
+/// Runs sandboxes on this node. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Runtime {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    identity: Identity,
+    cgroups: Cgroups,
+    shim: PathBuf,
+}
+
+impl Runtime {
+    /// Makes the node's run directory and cgroups and writes the shim's executable.
+    ///
+    /// # Errors
+    /// When the host lacks usable cgroups or a file can't be written.
+    pub async fn new(identity: Identity) -> Result<Self, RuntimeError> {
+        blocking(move || {
+            let cgroups = Cgroups::detect(identity.cgroup_root())?;
+            cgroups.create(&cgroups.shims(), &CgroupResources::default())?;
+            let pods = identity.run_dir().join("pods");
+            std::fs::create_dir_all(&pods).map_err(RuntimeError::io("making", &pods))?;
+            let shim = launch::install(&identity.agent_root().join("bin"))?;
+            Ok(Self {
+                inner: Arc::new(Inner {
+                    identity,
+                    cgroups,
+                    shim,
+                }),
+            })
+        })
+        .await
+    }
+
+    /// Every sandbox of this node that is in the run directory, with a live shim or a dead one
+    /// (see [`types::SandboxState::alive`]). To be called once, when the agent starts.
+    ///
+    /// # Errors
+    /// When the run directory can't be read.
+    pub async fn sandboxes(&self) -> Result<Vec<Sandbox>, RuntimeError> {
+        let configs = {
+            let pods = self.identity().run_dir().join("pods");
+            blocking(move || read_configs(&pods)).await?
+        };
+        let mut sandboxes = Vec::with_capacity(configs.len());
+        for config in configs {
+            sandboxes.push(Sandbox::adopt(self.clone(), config).await?);
+        }
+        Ok(sandboxes)
+    }
+
+    /// Starts a pod's shim, with its namespaces and cgroup. What is left of an earlier sandbox
+    /// of the same pod is destroyed first; records in its directory are taken over, and those of
+    /// containers that nobody saw end are closed as lost.
+    ///
+    /// # Errors
+    /// When the shim can't be started or a namespace or cgroup can't be made; nothing is left.
+    pub async fn create_sandbox(&self, config: SandboxConfig) -> Result<Sandbox, RuntimeError> {
+        let runtime = self.clone();
+        let started = config.clone();
+        blocking(move || runtime.launch(&started)).await?;
+        Sandbox::adopt(self.clone(), config).await
+    }
+
+    /// The records of the containers in a pod's directory, whether or not a shim runs. Without
+    /// one, those that seem to run have been lost.
+    ///
+    /// # Errors
+    /// When the directory can't be read.
+    pub async fn records(pod_dir: PathBuf) -> Result<Vec<ContainerRecord>, RuntimeError> {
+        blocking(move || sandbox::read_records(&pod_dir)).await
+    }
+
+    pub fn identity(&self) -> &Identity {
+        &self.inner.identity
+    }
+
+    pub fn cgroups(&self) -> &Cgroups {
+        &self.inner.cgroups
+    }
+
+    fn run_dir(&self, uid: &str) -> PathBuf {
+        self.identity().pod_run_dir(uid)
+    }
+}
+
+/// The configurations of the sandboxes in a run directory. A directory without a readable one
+/// is a start that was cut short: [`Runtime::create_sandbox`] or [`purge`] clears it away.
+fn read_configs(pods: &Path) -> Result<Vec<SandboxConfig>, RuntimeError> {
+    let entries = std::fs::read_dir(pods).map_err(RuntimeError::io("listing", pods))?;
+    let mut configs = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(RuntimeError::io("listing", pods))?;
+        let config = std::fs::read(entry.path().join(CONFIG_FILE))
+            .ok()
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        match config {
+            Some(config) => configs.push(config),
+            None => tracing::warn!(path = %entry.path().display(), "not a sandbox: ignored"),
+        }
+    }
+    Ok(configs)
+}
+
+/// Runs file system and process work where it may block.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, RuntimeError> + Send + 'static,
+) -> Result<T, RuntimeError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}

@@ -5,9 +5,13 @@ use std::path::PathBuf;
 
 use k8s_openapi::api::core::v1 as core;
 use serde::{Deserialize, Serialize};
+pub use skiff_shim::record::{
+    ContainerRecord, ContainerState, LOST_EXIT_CODE, START_ERROR_EXIT_CODE,
+};
 
 /// A pod's sandbox: the namespaces, cgroup and supervisor that its containers share.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct SandboxConfig {
     pub namespace: String,
     pub name: String,
@@ -36,6 +40,7 @@ pub enum QosClass {
 
 /// Limits in the kernel's terms.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct CgroupResources {
     /// Relative weight as cgroup v1's `cpu.shares` (2 to 262144).
     pub cpu_shares: Option<u64>,
@@ -55,6 +60,8 @@ pub struct ContainerConfig {
     pub attempt: u32,
     pub pod: core::Pod,
     pub container: core::Container,
+    /// The digest of the image's configuration, as the status reports it.
+    pub image_id: String,
     /// The image's own configuration, which the pod's declaration overrides.
     pub image: oci_spec::image::ImageConfiguration,
     /// Unpacked layers, lowest first.
@@ -87,51 +94,37 @@ pub enum MountPropagation {
     Bidirectional,
 }
 
-/// What is durably known of a container. It survives the agent, the shim and a reboot.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ContainerRecord {
-    pub id: String,
-    pub name: String,
-    pub attempt: u32,
-    /// The image as the pod names it, and the digest of its configuration.
-    pub image: String,
-    pub image_id: String,
-    pub log_path: PathBuf,
-    /// RFC 3339 with microseconds, as all times here.
-    pub created_at: String,
-    pub state: ContainerState,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(
-    tag = "state",
-    rename_all = "camelCase",
-    rename_all_fields = "camelCase"
-)]
-pub enum ContainerState {
-    /// Set up, its process waits to be started.
-    Created,
-    Running {
-        pid: i32,
-        started_at: String,
-    },
-    Exited {
-        started_at: Option<String>,
-        finished_at: String,
-        /// 128 + signal when a signal ended it.
-        exit_code: i32,
-        signal: Option<i32>,
-        oom_killed: bool,
-        /// The runtime's own words when the container could not be started.
-        error: Option<String>,
-    },
-}
-
 /// A command to run in a running container.
 #[derive(Debug, Clone)]
 pub struct ExecRequest {
     pub command: Vec<String>,
     pub tty: bool,
     pub stdin: bool,
+}
+
+/// What the agent knows of a sandbox at one moment.
+#[derive(Debug, Clone, Default)]
+pub struct SandboxState {
+    /// Whether its shim runs. When it does not, every container has ended and the sandbox can
+    /// only be destroyed.
+    pub alive: bool,
+    /// The shim's process.
+    pub shim_pid: i32,
+    /// By id.
+    pub containers: BTreeMap<String, ContainerRecord>,
+}
+
+/// What a container (or a whole pod) uses right now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CgroupStats {
+    /// CPU time used since the start, in nanoseconds.
+    pub cpu_usage_ns: u64,
+    /// Memory charged, in bytes.
+    pub memory_usage_bytes: u64,
+    /// Memory that can't be reclaimed easily: usage without inactive file pages.
+    pub memory_working_set_bytes: u64,
+    pub memory_rss_bytes: u64,
+    pub memory_limit_bytes: Option<u64>,
+    pub pids: u64,
 }
