@@ -1,4 +1,6 @@
 //! The control plane: the Kubernetes API, its store, the controllers and the scheduler.
 
 pub mod auth;
+pub mod controllers;
 pub mod resources;
+pub mod scheduler;
