@@ -96,6 +96,8 @@ pub enum Index {
     Namespace,
     /// By the uid of the controller that owns the object.
     Controller,
+    /// Those that no controller owns, by namespace.
+    Orphan,
     /// By the node that a pod is bound to.
     Node,
 }
@@ -377,10 +379,11 @@ impl Informers {
             replica_sets: Informer::new(&[
                 (Index::Namespace, namespace_of),
                 (Index::Controller, controller_of),
+                (Index::Orphan, orphan_namespace_of),
             ]),
             pods: Informer::new(&[
-                (Index::Namespace, namespace_of),
                 (Index::Controller, controller_of),
+                (Index::Orphan, orphan_namespace_of),
                 (Index::Node, |pod| {
                     let node = pod.spec.as_ref()?.node_name.as_deref();
                     node.filter(|name| !name.is_empty())
@@ -440,6 +443,13 @@ fn namespace_of<K: Resource>(object: &K) -> Option<&str> {
 
 fn controller_of<K: Resource>(object: &K) -> Option<&str> {
     super::ownership::controller_ref(object).map(|owner| owner.uid.as_str())
+}
+
+fn orphan_namespace_of<K: Resource>(object: &K) -> Option<&str> {
+    match controller_of(object) {
+        Some(_) => None,
+        None => namespace_of(object),
+    }
 }
 
 #[cfg(test)]

@@ -8,11 +8,13 @@
 //! functions of what was observed, so that they are tested without a server. Every controller
 //! can be stopped at any instant: nothing that matters is in its memory alone.
 
+mod deployment;
 pub mod events;
 pub mod informer;
 pub mod ownership;
 pub mod pod_state;
 pub mod queue;
+mod replicaset;
 pub mod runner;
 pub mod tasks;
 
@@ -63,6 +65,8 @@ impl Running {
 pub fn start(client: Client, informers: &Informers, config: Config) -> Running {
     let tasks = Tasks::default();
     let events = EventRecorder::start(client.clone(), "controller-manager", &tasks);
-    let _ = (informers, config, events);
+    let _ = config;
+    deployment::start(client.clone(), informers, &events, &tasks);
+    replicaset::start(client.clone(), informers, &events, &tasks);
     Running { tasks }
 }
