@@ -5,6 +5,7 @@
 //! the request's [`Attributes`] say, by group, as a node, or by RBAC objects.
 
 pub mod authenticate;
+pub mod authorize;
 pub mod kubeconfig;
 pub mod pki;
 
