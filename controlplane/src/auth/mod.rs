@@ -6,6 +6,7 @@
 
 pub mod authenticate;
 pub mod authorize;
+pub mod bootstrap;
 pub mod kubeconfig;
 pub mod pki;
 
