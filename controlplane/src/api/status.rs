@@ -259,6 +259,16 @@ impl ApiError {
         error
     }
 
+    /// 422 of a patch that is well-formed but does not fit the object.
+    pub fn unprocessable(why: &str) -> Self {
+        Self::new(
+            422,
+            "Invalid",
+            "the server rejected our request due to an error in our request",
+        )
+        .with_cause("UnexpectedServerResponse", why, "")
+    }
+
     /// 429: try again after `seconds`.
     pub fn too_many_requests(message: impl Into<String>, seconds: u32) -> Self {
         let mut error = Self::new(429, "TooManyRequests", message);

@@ -5,6 +5,8 @@
 //! prints. The [`Registry`] is a value, so that it can grow at run time. Objects are dynamic
 //! JSON here; their structure comes from the generated `schema` table.
 
+pub mod quantity;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -38,22 +40,6 @@ pub struct Resource {
     /// Objects whose loss costs little are still durable, but may be collected by age
     /// (Events: an hour).
     pub time_to_live: Option<std::time::Duration>,
-    /// This resource is another way to see the objects that a second one stores.
-    pub stored_as: Option<StoredAs>,
-}
-
-/// A resource without storage of its own: its objects are those of another resource, seen
-/// in another shape (`events.k8s.io` Events are core Events; a kind's older version).
-#[derive(Clone, Copy)]
-pub struct StoredAs {
-    /// The group and plural name of the resource that stores.
-    pub group: &'static str,
-    pub plural: &'static str,
-    /// Turns an object of this resource into one of the storing resource, `apiVersion` and
-    /// `kind` included.
-    pub to_stored: fn(&mut Value),
-    /// The other way.
-    pub from_stored: fn(&mut Value),
 }
 
 /// What a resource adds to the pipeline. Each has a default that does nothing.

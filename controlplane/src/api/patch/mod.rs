@@ -2,10 +2,21 @@
 //! stored here: the pipeline's update loop calls these with the current object, as often as
 //! it must.
 
+mod json;
+mod strategic;
+
 use serde_json::Value;
 
 use super::status::ApiError;
 use crate::resources::Resource;
+use crate::schema::{Type, schema};
+
+/// What resources without a built-in type take: they have no merge keys.
+const DYNAMIC_PATCHES: [&str; 3] = [
+    "application/json-patch+json",
+    "application/merge-patch+json",
+    "application/apply-patch+yaml",
+];
 
 /// A patch that has been read.
 #[derive(Debug, Clone)]
@@ -61,17 +72,22 @@ impl Patch {
 ///
 /// # Errors
 /// 422 or 400 in Kubernetes' words when the patch does not fit the object.
-pub fn apply(patch: &Patch, _resource: &Resource, current: &Value) -> Result<Value, ApiError> {
+pub fn apply(patch: &Patch, resource: &Resource, current: &Value) -> Result<Value, ApiError> {
+    let mut new = current.clone();
     match patch {
-        Patch::Merge(patch) => {
-            let mut new = current.clone();
-            json_patch::merge(&mut new, patch);
-            Ok(new)
+        Patch::Json(patch) => json::apply(&mut new, patch)?,
+        Patch::Merge(patch) => json_patch::merge(&mut new, patch),
+        Patch::Strategic(patch) => match schema().type_of(resource.schema) {
+            Type::Any => return Err(ApiError::unsupported_media_type(&DYNAMIC_PATCHES)),
+            ty => new = strategic::apply(schema(), &ty, new, patch.clone())?,
+        },
+        Patch::Apply(_) => {
+            return Err(ApiError::bad_request(
+                "an apply patch goes through server-side apply",
+            ));
         }
-        _ => Err(ApiError::unsupported_media_type(&[
-            "application/merge-patch+json",
-        ])),
     }
+    Ok(new)
 }
 
 /// The object that server-side apply makes of `live` (`None`: it does not exist yet) and the
