@@ -6,6 +6,8 @@
 //! Reads never come here: all that is stored is loaded once, at the start, and then lives in
 //! the cache.
 
+pub mod sqlite;
+
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -52,6 +54,13 @@ impl Key {
 
     pub fn name(&self) -> &str {
         self.object().split_once('/').map_or("", |(_, name)| name)
+    }
+}
+
+/// Keys are looked up by their text.
+impl std::borrow::Borrow<str> for Key {
+    fn borrow(&self) -> &str {
+        &self.0
     }
 }
 
@@ -105,6 +114,9 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// [`CommitError::Conflict`] when it does not hold: nothing was written.
     async fn commit(&self, key: Key, expected: Expect, op: Op) -> Result<Revision, CommitError>;
+
+    /// Whether writes are taken.
+    fn is_open(&self) -> bool;
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
