@@ -5,9 +5,260 @@
 //! authenticate -> authorize -> decode -> default -> admit -> validate -> store
 //!                                                              watch cache -> get, list, watch
 //! ```
+//!
+//! [`Api::handle`] takes every request, from the TLS server and from the control plane's own
+//! parts alike. [`call::Call`] is one request to a resource; each verb is a file.
 
+pub mod answer;
+pub mod builtin;
+pub mod call;
+mod create;
+mod decode;
+mod delete;
 pub mod discovery;
+pub mod names;
+pub mod negotiate;
+pub mod object;
 pub mod openapi;
 pub mod patch;
+mod patching;
+pub mod path;
+pub mod query;
+mod read;
 pub mod status;
+mod subresource;
 pub mod table;
+mod update;
+mod watch;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::{Method, Request, Response};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use parking_lot::RwLock;
+use tokio_util::sync::CancellationToken;
+
+use crate::auth::{self, UserInfo};
+use crate::cache::Cache;
+use crate::resources::{Registry, Resource};
+use crate::store::Store;
+use answer::Answer;
+use call::Call;
+use path::{ResourcePath, Target};
+use query::Query;
+use status::ApiError;
+
+/// Serves the API.
+pub struct Api {
+    registry: RwLock<Arc<Registry>>,
+    store: Arc<dyn Store>,
+    cache: Arc<Cache>,
+    /// `host:port`, for discovery.
+    address: String,
+    /// What must exist before anybody is served does.
+    bootstrapped: AtomicBool,
+    /// Cancelled when the server stops: ends the watches.
+    stopping: CancellationToken,
+}
+
+impl Api {
+    pub fn new(
+        registry: Registry,
+        store: Arc<dyn Store>,
+        cache: Arc<Cache>,
+        address: String,
+        stopping: CancellationToken,
+    ) -> Self {
+        Self {
+            registry: RwLock::new(Arc::new(registry)),
+            store,
+            cache,
+            address,
+            bootstrapped: AtomicBool::new(false),
+            stopping,
+        }
+    }
+
+    pub fn registry(&self) -> Arc<Registry> {
+        self.registry.read().clone()
+    }
+
+    pub fn cache(&self) -> &Arc<Cache> {
+        &self.cache
+    }
+
+    /// Answers one request. Who asks is the request's [`UserInfo`] extension, if the connection
+    /// has proved it.
+    pub async fn handle(&self, request: Request<Body>) -> Response<Body> {
+        match self.serve(request).await {
+            Ok(response) => response,
+            Err(error) => Answer::from(error).into_response(),
+        }
+    }
+
+    async fn serve(&self, request: Request<Body>) -> Result<Response<Body>, ApiError> {
+        let (mut parts, body) = request.into_parts();
+        let user = parts
+            .extensions
+            .remove::<UserInfo>()
+            .unwrap_or_else(UserInfo::anonymous);
+        let path = parts.uri.path();
+        let query = Query::parse(parts.uri.query());
+        let target = Target::parse(path);
+        let Target::Resource(resource_path) = target else {
+            if !builtin::is_public(path) {
+                authorize(&user)?;
+            }
+            let answer = self.builtin(&parts.method, path, &target, &query, &parts.headers)?;
+            return Ok(answer.into_response());
+        };
+        let verb = Verb::of(&parts.method, &resource_path, &query)?;
+        authorize(&user)?;
+        let (resource, stored) = self.find(&resource_path)?;
+        let call = Call::new(user, resource, stored, resource_path, query, parts.headers)?;
+        self.dispatch(verb, call, body).await
+    }
+
+    fn find(&self, path: &ResourcePath) -> Result<(Arc<Resource>, Arc<Resource>), ApiError> {
+        let registry = self.registry();
+        let resource = registry
+            .get(&path.group, &path.version, &path.plural)
+            .ok_or_else(ApiError::no_such_path)?;
+        // A namespace in the path belongs to namespaced kinds only; without one they list all.
+        let fits = match &path.namespace {
+            Some(_) => resource.namespaced,
+            None => !resource.namespaced || path.name.is_none(),
+        };
+        if !fits {
+            return Err(ApiError::no_such_path());
+        }
+        let stored = registry.storing(resource);
+        let stored = stored.ok_or_else(|| {
+            ApiError::internal(format!("nothing stores {}", resource.qualified()))
+        })?;
+        Ok((resource.clone(), stored))
+    }
+
+    async fn dispatch(
+        &self,
+        verb: Verb,
+        mut call: Call,
+        body: Body,
+    ) -> Result<Response<Body>, ApiError> {
+        if verb == Verb::Watch && call.subresource.is_empty() {
+            return self.watch(call);
+        }
+        let body = read_body(body).await?;
+        let answer = if call.subresource.is_empty() {
+            match verb {
+                Verb::Get => self.get(&call),
+                Verb::List | Verb::Watch => self.list(&call),
+                Verb::Create => self.create(&call, &body).await,
+                Verb::Update => self.update(&call, &body).await,
+                Verb::Patch => self.patch(&call, &body).await,
+                Verb::Delete => self.delete(&call, &body).await,
+                Verb::DeleteCollection => self.delete_collection(&mut call, &body).await,
+            }
+        } else {
+            self.subresource(verb, &call, &body).await
+        };
+        Ok(answer?.into_response())
+    }
+
+    async fn subresource(&self, verb: Verb, call: &Call, body: &[u8]) -> Result<Answer, ApiError> {
+        let resource = call.resource.clone();
+        let is_core = |plural: &str| resource.group.is_empty() && resource.plural == plural;
+        match (call.subresource.as_str(), &resource.scale, verb) {
+            ("status", _, Verb::Get) if resource.has_status => self.get(call),
+            ("status", _, Verb::Update) if resource.has_status => self.update(call, body).await,
+            ("status", _, Verb::Patch) if resource.has_status => self.patch(call, body).await,
+            ("scale", Some(scale), Verb::Get) => self.get_scale(call, scale),
+            ("scale", Some(scale), Verb::Update) => self.update_scale(call, scale, body).await,
+            ("scale", Some(scale), Verb::Patch) => self.patch_scale(call, scale, body).await,
+            ("binding", _, Verb::Create) if is_core("pods") => self.bind(call, body).await,
+            ("eviction", _, Verb::Create) if is_core("pods") => {
+                self.create_eviction(call, body).await
+            }
+            ("finalize", _, Verb::Update) if is_core("namespaces") => {
+                self.finalize(call, body).await
+            }
+            ("status" | "scale" | "binding" | "eviction" | "finalize", _, _) => {
+                Err(ApiError::method_not_allowed_here())
+            }
+            _ => Err(ApiError::no_such_path()),
+        }
+    }
+}
+
+/// What a request does to a resource.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verb {
+    Get,
+    List,
+    Watch,
+    Create,
+    Update,
+    Patch,
+    Delete,
+    DeleteCollection,
+}
+
+impl Verb {
+    fn of(method: &Method, path: &ResourcePath, query: &Query) -> Result<Self, ApiError> {
+        let one = path.name.is_some();
+        match *method {
+            Method::GET | Method::HEAD if one => Ok(Self::Get),
+            Method::GET | Method::HEAD if query.flag("watch") => Ok(Self::Watch),
+            Method::GET | Method::HEAD => Ok(Self::List),
+            Method::POST if !one || path.subresource.is_some() => Ok(Self::Create),
+            Method::PUT if one => Ok(Self::Update),
+            Method::PATCH if one => Ok(Self::Patch),
+            Method::DELETE if one => Ok(Self::Delete),
+            Method::DELETE => Ok(Self::DeleteCollection),
+            _ => Err(ApiError::method_not_allowed_here()),
+        }
+    }
+
+    /// As rules name it.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Get => "get",
+            Self::List => "list",
+            Self::Watch => "watch",
+            Self::Create => "create",
+            Self::Update => "update",
+            Self::Patch => "patch",
+            Self::Delete => "delete",
+            Self::DeleteCollection => "deletecollection",
+        }
+    }
+}
+
+/// Strangers are asked for credentials; masters may do everything.
+fn authorize(user: &UserInfo) -> Result<(), ApiError> {
+    if user.is_in(auth::UNAUTHENTICATED) {
+        return Err(ApiError::unauthorized());
+    }
+    if user.is_in(auth::MASTERS) {
+        return Ok(());
+    }
+    let who = &user.name;
+    Err(ApiError::forbidden_message(format!(
+        "forbidden: User {who:?} is not in {:?}",
+        auth::MASTERS
+    )))
+}
+
+async fn read_body(body: Body) -> Result<Bytes, ApiError> {
+    let limited = Limited::new(body, decode::LIMIT);
+    match limited.collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(ApiError::too_large(decode::LIMIT)),
+        Err(error) => Err(ApiError::bad_request(format!(
+            "the body could not be read: {error}"
+        ))),
+    }
+}

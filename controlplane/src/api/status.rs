@@ -173,6 +173,16 @@ impl ApiError {
         .about(resource, name)
     }
 
+    /// 409 about a subresource, as `pods/binding`.
+    pub fn conflict_on(subject: &str, resource: &Resource, name: &str, why: &str) -> Self {
+        Self::new(
+            409,
+            "Conflict",
+            format!("Operation cannot be fulfilled on {subject} {name:?}: {why}"),
+        )
+        .about(resource, name)
+    }
+
     /// 409 of optimistic concurrency.
     pub fn modified(resource: &Resource, name: &str) -> Self {
         Self::conflict(
@@ -285,6 +295,11 @@ impl ApiError {
             format!("Internal error occurred: {what}"),
         )
         .with_cause("", &what, "")
+    }
+
+    /// 500 with a message of its own.
+    pub fn internal_message(message: impl Into<String>) -> Self {
+        Self::new(500, "InternalError", message)
     }
 
     /// 503: not able to serve this now.

@@ -40,6 +40,25 @@ pub struct Resource {
     /// Objects whose loss costs little are still durable, but may be collected by age
     /// (Events: an hour).
     pub time_to_live: Option<std::time::Duration>,
+    /// This resource is another way to see the objects that a second one stores.
+    pub stored_as: Option<StoredAs>,
+}
+
+/// A resource without storage of its own: its objects are those of another resource, seen
+/// in another shape (`events.k8s.io` Events are core Events; a kind's older version).
+///
+/// Its `selectable_fields` are those of the storing resource, in the same order, by its own
+/// names.
+#[derive(Clone, Copy)]
+pub struct StoredAs {
+    /// The group and plural name of the resource that stores.
+    pub group: &'static str,
+    pub plural: &'static str,
+    /// Turns an object of this resource into one of the storing resource, `apiVersion` and
+    /// `kind` included.
+    pub to_stored: fn(&mut Value),
+    /// The other way.
+    pub from_stored: fn(&mut Value),
 }
 
 /// What a resource adds to the pipeline. Each has a default that does nothing.
@@ -100,6 +119,16 @@ impl Resource {
         }
     }
 
+    /// `apps/deployments`, or `core/pods`: where its objects are stored.
+    pub fn storage_id(&self) -> String {
+        let (group, plural) = match &self.stored_as {
+            Some(view) => (view.group, view.plural),
+            None => (self.group, self.plural),
+        };
+        let group = if group.is_empty() { "core" } else { group };
+        format!("{group}/{plural}")
+    }
+
     /// `deployments.apps`, or `pods`: how `Status` messages name it.
     pub fn qualified(&self) -> String {
         if self.group.is_empty() {
@@ -129,6 +158,16 @@ impl Registry {
     pub fn get(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Resource>> {
         self.by_path
             .get(&(group.to_string(), version.to_string(), plural.to_string()))
+    }
+
+    /// The resource that stores the objects of this one: itself, unless it is a view.
+    pub fn storing(&self, resource: &Arc<Resource>) -> Option<Arc<Resource>> {
+        let Some(view) = &resource.stored_as else {
+            return Some(resource.clone());
+        };
+        self.iter()
+            .find(|r| r.group == view.group && r.plural == view.plural && r.stored_as.is_none())
+            .cloned()
     }
 
     /// In the order of group, version and name.

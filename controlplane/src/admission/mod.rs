@@ -1,0 +1,32 @@
+//! What changes or refuses a write before it is stored, beyond the rules of its own kind.
+//!
+//! Each step is a file with one function. They run in the order of [`admit`], on every
+//! create and update of a main resource, and read other objects from the watch cache.
+
+mod namespace;
+
+use serde_json::Value;
+
+use crate::api::status::ApiError;
+use crate::auth::UserInfo;
+use crate::cache::Cache;
+use crate::resources::Resource;
+
+/// A write on its way to the store.
+pub struct Request<'a> {
+    pub resource: &'a Resource,
+    pub user: &'a UserInfo,
+    /// Empty for cluster-scoped objects.
+    pub namespace: &'a str,
+    /// What is stored now; `None` for a create.
+    pub old: Option<&'a Value>,
+    pub cache: &'a Cache,
+}
+
+/// Passes a new or changed object through every step.
+///
+/// # Errors
+/// Of the first step that refuses it.
+pub fn admit(request: &Request<'_>, _object: &mut Value) -> Result<(), ApiError> {
+    namespace::exists(request)
+}
