@@ -4,3 +4,4 @@ pub mod identity;
 pub mod logs;
 pub mod net;
 pub mod runtime;
+pub mod server;
