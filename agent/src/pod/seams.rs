@@ -1,0 +1,173 @@
+//! What a pod worker asks of the rest of the node.
+//!
+//! The worker decides, others do: the runtime keeps sandboxes and containers, the network gives
+//! addresses, the image store gives root filesystems, the API gives the objects a pod refers to and
+//! takes its status. Each is a small trait here, so that a worker can be tested against a script
+//! under paused time; [`crate::agent`] wires the real ones.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, PodStatus, Secret};
+use tokio::sync::watch;
+
+use crate::runtime::types::{ContainerConfig, ContainerRecord, SandboxConfig, SandboxState};
+
+/// A failure in the words of the part that failed; the worker puts them into events and statuses.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct SeamError(pub String);
+
+impl SeamError {
+    /// The words of any error.
+    pub fn from_display(error: impl std::fmt::Display) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// Result of asking another part of the node.
+pub type SeamResult<T> = Result<T, SeamError>;
+
+/// Keeps pod sandboxes: namespaces, cgroup and supervisor.
+#[async_trait]
+pub trait ContainerRuntime: Send + Sync + 'static {
+    /// Starts the sandbox of a pod that has none, and clears away what is left of an earlier one.
+    async fn start_sandbox(&self, config: SandboxConfig) -> SeamResult<Arc<dyn PodSandbox>>;
+
+    /// The records of containers in the directory of a pod without a sandbox; those that seem
+    /// to run are lost.
+    async fn records(&self, pod_dir: &Path) -> SeamResult<Vec<ContainerRecord>>;
+}
+
+/// One pod's sandbox.
+#[async_trait]
+pub trait PodSandbox: Send + Sync + 'static {
+    /// Where the pod's network namespace is pinned; `None` with host networking.
+    fn network_namespace(&self) -> Option<PathBuf>;
+
+    /// What the sandbox is, at any moment: its containers (dead ones too) and whether its
+    /// supervisor lives.
+    fn state(&self) -> watch::Receiver<SandboxState>;
+
+    /// Sets a container up; its process waits.
+    async fn create(&self, config: ContainerConfig) -> Result<ContainerRecord, ContainerError>;
+
+    /// Lets a created container's process run.
+    async fn start(&self, id: &str) -> Result<ContainerRecord, ContainerError>;
+
+    /// Sends a signal to a container's main process; no error if it is gone already. SIGKILL reaches
+    /// every process of the container.
+    async fn signal(&self, id: &str, signal: i32) -> SeamResult<()>;
+
+    /// Removes a dead container: its root file system, cgroup and record.
+    async fn remove(&self, id: &str) -> SeamResult<()>;
+
+    /// Runs a command in a running container and collects at most 10 KiB of its output.
+    async fn exec(
+        &self,
+        id: &str,
+        command: &[String],
+        timeout: Option<Duration>,
+    ) -> SeamResult<ExecOutcome>;
+
+    /// Kills what still runs and removes the sandbox with all its containers' mounts and cgroups.
+    async fn destroy(&self) -> SeamResult<()>;
+}
+
+/// Why a container could not be set up or started.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ContainerError {
+    /// Kubernetes' reason: `CreateContainerError`, `RunContainerError` ...
+    pub reason: &'static str,
+    pub message: String,
+}
+
+/// How a command in a container ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExecOutcome {
+    Exited { code: i32, output: String },
+    TimedOut,
+}
+
+/// Gives pods their addresses.
+#[async_trait]
+pub trait PodNetwork: Send + Sync + 'static {
+    /// Connects a pod's network namespace; the same address again for a pod that is connected.
+    async fn attach(&self, uid: &str, namespace: &Path) -> SeamResult<Vec<IpAddr>>;
+
+    /// Takes the pod's link and address back; no error when it has none.
+    async fn detach(&self, uid: &str) -> SeamResult<()>;
+}
+
+/// An image, ready to be a container's root.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ResolvedImage {
+    /// As in `status.containerStatuses[].imageID`: the name with the digest it was pulled by, or
+    /// the digest of its configuration.
+    pub id: String,
+    pub config: oci_spec::image::ImageConfiguration,
+    /// Unpacked layers, lowest first.
+    pub layers: Vec<PathBuf>,
+}
+
+/// Finds images on this node and fetches the others.
+#[async_trait]
+pub trait ImageSource: Send + Sync + 'static {
+    /// The full name of what a pod calls an image, as statuses show it:
+    /// `docker.io/library/nginx:latest` for `nginx`. What is no name stays as it is.
+    fn canonical(&self, image: &str) -> String;
+
+    /// Keeps an image from being removed while `holder` (a container's id) may use it.
+    async fn hold(&self, holder: &str, image: &str) -> SeamResult<()>;
+
+    /// Ends [`ImageSource::hold`]; no error when there is none.
+    async fn release(&self, holder: &str) -> SeamResult<()>;
+
+    /// An image that is here.
+    ///
+    /// # Errors
+    /// When the name is none, or the store can't be read.
+    async fn find(&self, image: &str) -> SeamResult<Option<ResolvedImage>>;
+
+    /// Fetches an image from its registry; gives its compressed size in bytes.
+    async fn pull(&self, image: &str, secrets: &[Secret]) -> SeamResult<(ResolvedImage, u64)>;
+}
+
+/// The API, as far as one pod is concerned.
+#[async_trait]
+pub trait PodApi: Send + Sync + 'static {
+    /// `None` when there is no such object.
+    async fn config_map(&self, namespace: &str, name: &str) -> SeamResult<Option<ConfigMap>>;
+
+    /// `None` when there is no such object.
+    async fn secret(&self, namespace: &str, name: &str) -> SeamResult<Option<Secret>>;
+
+    /// A token of the pod's service account, bound to the pod, valid for `expiration` seconds.
+    async fn service_account_token(
+        &self,
+        pod: &Pod,
+        audience: Option<&str>,
+        expiration: i64,
+    ) -> SeamResult<String>;
+
+    /// Writes the pod's status.
+    async fn write_status(&self, pod: &Pod, status: &PodStatus) -> Result<(), WriteError>;
+
+    /// Removes the pod's object at once, provided it is still the one with this uid.
+    async fn delete(&self, pod: &Pod) -> Result<(), WriteError>;
+}
+
+/// Why a write did not happen.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WriteError {
+    /// The object is gone, or another one has its name: nothing is left to write to.
+    #[error("the pod's object is gone")]
+    Gone,
+    /// The API could not be reached or refused; the same write may succeed later.
+    #[error("{0}")]
+    Retry(String),
+}
