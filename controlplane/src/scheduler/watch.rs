@@ -1,0 +1,207 @@
+//! From changes in the cluster to the scheduler's state: what to count, what to try, and
+//! which waiting pods a change can help.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Node, Pod};
+use tokio::time::Instant;
+
+use super::needs::Footprint;
+use super::plugins::Plugins;
+use super::{SCHEDULER_NAME, Scheduler, State};
+use crate::controllers::Informers;
+use crate::controllers::informer::{Change, ObjectKey};
+use crate::controllers::pod_state::{is_finished, node_name};
+
+pub(super) fn subscribe(scheduler: &Arc<Scheduler>, informers: &Informers) {
+    let this = Arc::downgrade(scheduler);
+    informers.nodes.subscribe(move |change| {
+        if let Some(this) = this.upgrade() {
+            this.lock().node_changed(change);
+            this.changed.notify_one();
+        }
+    });
+    let this = Arc::downgrade(scheduler);
+    informers.pods.subscribe(move |change| {
+        if let Some(this) = this.upgrade()
+            && this.lock().pod_changed(change)
+        {
+            this.changed.notify_one();
+        }
+    });
+}
+
+impl State {
+    fn node_changed(&mut self, change: &Change<Node>) {
+        let now = Instant::now();
+        match change {
+            Change::Added(node) => {
+                self.cluster.set_node(node.clone());
+                self.queue.wake(Plugins::ALL, now);
+            }
+            Change::Updated { old, new } => {
+                self.cluster.set_node(new.clone());
+                let helped = helped_by(old, new);
+                if !helped.is_empty() {
+                    self.queue.wake(helped, now);
+                }
+            }
+            Change::Deleted(node) => {
+                let name = node.metadata.name.as_deref().unwrap_or_default();
+                self.cluster.remove_node(name);
+            }
+        }
+    }
+
+    /// True when there may be a pod to schedule now.
+    fn pod_changed(&mut self, change: &Change<Pod>) -> bool {
+        let pod = change.object();
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let is_gone = matches!(change, Change::Deleted(_)) || is_finished(pod);
+        if is_gone {
+            self.queue.remove(&ObjectKey::of(&**pod));
+            return self.free(uid);
+        }
+        if let Some(node) = node_name(pod) {
+            self.queue.remove(&ObjectKey::of(&**pod));
+            return match change {
+                // Status changes often; what a pod takes, hardly ever.
+                Change::Updated { old, new }
+                    if node_name(old).is_some() && old.spec == new.spec =>
+                {
+                    false
+                }
+                _ => {
+                    self.cluster.set_pod(Arc::new(Footprint::of(pod)), node);
+                    false
+                }
+            };
+        }
+        if is_for_us(pod) && !self.cluster.is_assumed(uid) {
+            self.queue.add(pod.clone());
+            return true;
+        }
+        if pod.metadata.deletion_timestamp.is_some() {
+            self.queue.remove(&ObjectKey::of(&**pod));
+        }
+        false
+    }
+
+    fn free(&mut self, uid: &str) -> bool {
+        let was_placed = self.cluster.remove_pod(uid);
+        if was_placed {
+            let helped = Plugins::FIT.with(Plugins::HOST_PORTS);
+            self.queue.wake(helped, Instant::now());
+        }
+        was_placed
+    }
+}
+
+/// A pod to schedule: ours by name, not being deleted, and behind no gate.
+fn is_for_us(pod: &Pod) -> bool {
+    let Some(spec) = &pod.spec else { return false };
+    let name = spec
+        .scheduler_name
+        .as_deref()
+        .filter(|name| !name.is_empty());
+    let is_gated = spec
+        .scheduling_gates
+        .as_ref()
+        .is_some_and(|gates| !gates.is_empty());
+    name.unwrap_or(SCHEDULER_NAME) == SCHEDULER_NAME
+        && !is_gated
+        && pod.metadata.deletion_timestamp.is_none()
+}
+
+/// The plugins that may now think better of a node.
+fn helped_by(old: &Node, new: &Node) -> Plugins {
+    let mut helped = Plugins::NONE;
+    let (old_spec, new_spec) = (old.spec.as_ref(), new.spec.as_ref());
+    if old_spec.and_then(|spec| spec.unschedulable) != new_spec.and_then(|spec| spec.unschedulable)
+    {
+        helped = helped.with(Plugins::UNSCHEDULABLE);
+    }
+    if old_spec.and_then(|spec| spec.taints.as_ref())
+        != new_spec.and_then(|spec| spec.taints.as_ref())
+    {
+        helped = helped.with(Plugins::TAINTS);
+    }
+    if old.metadata.labels != new.metadata.labels {
+        helped = helped.with(Plugins::NODE_AFFINITY);
+    }
+    let allocatable = |node: &Node| node.status.as_ref().and_then(|s| s.allocatable.clone());
+    if allocatable(old) != allocatable(new) {
+        helped = helped.with(Plugins::FIT);
+    }
+    // A node is refused by the first plugin only: behind a taint that goes, another may wait.
+    helped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::cycle::tests::{node, pod};
+    use super::*;
+
+    fn state_with_node() -> State {
+        let mut state = State::default();
+        let node = node("n1", &[("cpu", "1"), ("pods", "110")]);
+        state.node_changed(&Change::Added(Arc::new(node)));
+        state
+    }
+
+    fn bound(name: &str, cpu: &str) -> Arc<Pod> {
+        let mut pod = pod(name, &[("cpu", cpu)]);
+        pod.spec.as_mut().unwrap().node_name = Some("n1".into());
+        Arc::new(pod)
+    }
+
+    #[test]
+    fn a_pod_is_queued_until_it_has_a_node() {
+        let mut state = state_with_node();
+        let waiting = Arc::new(pod("p", &[("cpu", "500m")]));
+        assert!(state.pod_changed(&Change::Added(waiting.clone())));
+        let bound = bound("p", "500m");
+        state.pod_changed(&Change::Updated {
+            old: waiting,
+            new: bound,
+        });
+        assert!(state.queue.pop(Instant::now()).is_none());
+        assert_eq!(state.cluster.node("n1").unwrap().requested.milli_cpu, 500);
+    }
+
+    #[test]
+    fn pods_of_other_schedulers_and_gated_pods_are_left_alone() {
+        let mut state = state_with_node();
+        let mut other = pod("other", &[]);
+        other.spec.as_mut().unwrap().scheduler_name = Some("mine".into());
+        assert!(!state.pod_changed(&Change::Added(Arc::new(other))));
+        let mut gated = pod("gated", &[]);
+        gated.spec.as_mut().unwrap().scheduling_gates = Some(vec![Default::default()]);
+        assert!(!state.pod_changed(&Change::Added(Arc::new(gated))));
+    }
+
+    #[test]
+    fn the_end_of_a_pod_frees_its_node_and_wakes_who_waits() {
+        let mut state = state_with_node();
+        let first = bound("first", "800m");
+        state.pod_changed(&Change::Added(first.clone()));
+        state.pod_changed(&Change::Added(Arc::new(pod("second", &[("cpu", "500m")]))));
+        let now = Instant::now();
+        let second = state.queue.pop(now).unwrap();
+        state.queue.park(second, Plugins::FIT, now);
+        assert!(state.pod_changed(&Change::Deleted(first)));
+        assert_eq!(state.cluster.node("n1").unwrap().requested.milli_cpu, 0);
+        assert!(state.queue.next_wake_up().is_some());
+    }
+
+    #[test]
+    fn a_node_change_helps_only_whom_it_concerns() {
+        let old = node("n1", &[("cpu", "1")]);
+        let mut new = old.clone();
+        new.status.as_mut().unwrap().conditions = Some(Vec::new());
+        assert!(helped_by(&old, &new).is_empty());
+        new.metadata.labels = Some([("zone".to_string(), "a".to_string())].into());
+        assert_eq!(helped_by(&old, &new), Plugins::NODE_AFFINITY);
+        assert_eq!(helped_by(&old, &node("n1", &[("cpu", "2")])), Plugins::FIT);
+    }
+}
