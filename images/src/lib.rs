@@ -1,1 +1,25 @@
-//! Skiff.
+//! OCI images on a node: references, a content-addressed store, import, unpacking, packing.
+//!
+//! An archive (or a registry, through [`Puller`]) is read blob by blob. Each blob is hashed while
+//! it is staged; a layer is unpacked in the same pass, so that nothing is read twice. When all of
+//! an image is staged and verified, one commit renames it into the [`Store`] and names it in
+//! `index.json`. The agent asks the store for an [`Image`] and mounts its layers.
+
+mod archive;
+mod digest;
+mod error;
+mod export;
+mod import;
+mod pack;
+mod pull;
+mod reference;
+mod store;
+mod unpack;
+
+pub use digest::{Digest, DigestError};
+pub use error::Error;
+pub use pack::{Compression, PackOptions, pack};
+pub use pull::{Credentials, NoRegistry, PullError, PullRequest, Puller};
+pub use reference::{Reference, ReferenceError};
+pub use store::{Image, Removed, Store};
+pub use unpack::{Limits, UnpackError, Unpacked, unpack};

@@ -1,0 +1,315 @@
+//! An image of the store: what its manifest and configuration say, and where its layers are.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest, MediaType};
+
+use super::disk::Disk;
+use super::index::Named;
+use super::parents;
+use crate::unpack::Unpacked;
+use crate::{Digest, Error, Reference};
+
+const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+const DOCKER_MANIFEST_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+
+/// An image that is complete and unpacked.
+#[derive(Debug)]
+pub struct Image {
+    /// Its names, sorted. Never empty.
+    pub references: Vec<Reference>,
+    /// The digest of its configuration: the image id that Docker and Kubernetes show.
+    pub id: Digest,
+    /// What its name stands for: the manifest, or the index that lists it among other platforms'.
+    pub digest: Digest,
+    /// The digest of its manifest.
+    pub manifest: Digest,
+    /// Bytes of its blobs (compressed, as in a registry): what the kubelet reports.
+    pub size: u64,
+    pub config: ImageConfiguration,
+    /// Directories for overlayfs, lowest first.
+    pub layers: Vec<PathBuf>,
+}
+
+impl Image {
+    /// Whether a reference means this image.
+    pub fn is(&self, reference: &Reference) -> bool {
+        match reference.digest() {
+            None => self.references.contains(reference),
+            Some(digest) => {
+                (digest == self.digest || digest == self.manifest)
+                    && self
+                        .references
+                        .iter()
+                        .any(|own| own.name() == reference.name())
+            }
+        }
+    }
+
+    /// The repositories it came from, each with the digest that names it there.
+    pub fn repo_digests(&self) -> Vec<Reference> {
+        let mut digests: Vec<Reference> = self
+            .references
+            .iter()
+            .map(|own| own.at_digest(self.digest))
+            .collect();
+        digests.sort();
+        digests.dedup();
+        digests
+    }
+}
+
+/// How a media type is to be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Manifest,
+    Index,
+}
+
+impl Kind {
+    pub(crate) fn of(descriptor: &Descriptor) -> Option<Self> {
+        match descriptor.media_type() {
+            MediaType::ImageManifest => Some(Self::Manifest),
+            MediaType::ImageIndex => Some(Self::Index),
+            MediaType::Other(other) => match other.as_str() {
+                DOCKER_MANIFEST => Some(Self::Manifest),
+                DOCKER_MANIFEST_LIST => Some(Self::Index),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+}
+
+/// The manifest and configuration behind a name.
+pub(crate) struct Parsed {
+    pub(crate) manifest_digest: Digest,
+    pub(crate) manifest: ImageManifest,
+    pub(crate) config_digest: Digest,
+    pub(crate) config: ImageConfiguration,
+    /// The indexes on the way from the name to the manifest.
+    pub(crate) indexes: Vec<Digest>,
+}
+
+impl Parsed {
+    pub(crate) fn diff_ids(&self) -> Result<Vec<Digest>, Error> {
+        self.config
+            .rootfs()
+            .diff_ids()
+            .iter()
+            .map(|id| id.parse().map_err(Error::from))
+            .collect()
+    }
+
+    /// Every blob that the image is made of.
+    pub(crate) fn blobs(&self) -> Result<Vec<Digest>, Error> {
+        let mut blobs = self.indexes.clone();
+        blobs.extend([self.manifest_digest, self.config_digest]);
+        for layer in self.manifest.layers() {
+            blobs.push(Digest::try_from(layer.digest())?);
+        }
+        Ok(blobs)
+    }
+}
+
+/// Reads what a name stands for. `read` gives the bytes of a blob, verified.
+pub(crate) fn parse(
+    image: &str,
+    target: &Descriptor,
+    read: &mut dyn FnMut(Digest) -> Result<Vec<u8>, Error>,
+) -> Result<Parsed, Error> {
+    let mut indexes = Vec::new();
+    let mut target = target.clone();
+    // An index may hold an index; nobody nests deeper than this.
+    for _ in 0..4 {
+        let digest = Digest::try_from(target.digest())?;
+        let bytes = read(digest)?;
+        let what = |kind: &str| format!("the {kind} {digest} of {image}");
+        match Kind::of(&target) {
+            Some(Kind::Index) => {
+                let index: ImageIndex =
+                    serde_json::from_slice(&bytes).map_err(Error::json(what("index")))?;
+                indexes.push(digest);
+                target = own_platform(image, &index)?;
+            }
+            Some(Kind::Manifest) => {
+                let manifest: ImageManifest =
+                    serde_json::from_slice(&bytes).map_err(Error::json(what("manifest")))?;
+                let config_digest = Digest::try_from(manifest.config().digest())?;
+                let config: ImageConfiguration = serde_json::from_slice(&read(config_digest)?)
+                    .map_err(Error::json(format!(
+                        "the configuration {config_digest} of {image}"
+                    )))?;
+                let (layers, diff_ids) =
+                    (manifest.layers().len(), config.rootfs().diff_ids().len());
+                if layers != diff_ids {
+                    return Err(Error::malformed(
+                        image,
+                        format!("its manifest has {layers} layers, its configuration {diff_ids}"),
+                    ));
+                }
+                return Ok(Parsed {
+                    manifest_digest: digest,
+                    manifest,
+                    config_digest,
+                    config,
+                    indexes,
+                });
+            }
+            None => {
+                return Err(Error::malformed(
+                    image,
+                    format!("'{}' is not an image's media type", target.media_type()),
+                ));
+            }
+        }
+    }
+    Err(Error::malformed(image, "its indexes are nested too deep"))
+}
+
+fn own_platform(image: &str, index: &ImageIndex) -> Result<Descriptor, Error> {
+    let os = "linux".to_owned();
+    let arch = architecture();
+    let mut found = Vec::new();
+    for descriptor in index.manifests() {
+        if Kind::of(descriptor).is_none() {
+            continue;
+        }
+        let Some(platform) = descriptor.platform() else {
+            // Only an index of one image may leave the platform out.
+            if index.manifests().len() == 1 {
+                return Ok(descriptor.clone());
+            }
+            continue;
+        };
+        if platform.os().to_string() == os && platform.architecture().to_string() == arch {
+            return Ok(descriptor.clone());
+        }
+        found.push(format!("{}/{}", platform.os(), platform.architecture()));
+    }
+    found.sort();
+    found.dedup();
+    Err(Error::NoPlatform {
+        image: image.to_owned(),
+        wanted: format!("{os}/{arch}"),
+        found: found.join(", "),
+    })
+}
+
+/// This machine's architecture, as image configurations name it.
+pub(crate) fn architecture() -> String {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "x86" => "386",
+        "powerpc64" => "ppc64le",
+        other => other,
+    }
+    .to_owned()
+}
+
+/// All images that the index names. One that is damaged is left out, loudly.
+pub(super) fn load_all(disk: &Disk, names: &[Named]) -> Arc<[Arc<Image>]> {
+    let mut by_digest: BTreeMap<Digest, Vec<&Named>> = BTreeMap::new();
+    for named in names {
+        if let Ok(digest) = Digest::try_from(named.target.digest()) {
+            by_digest.entry(digest).or_default().push(named);
+        }
+    }
+    let mut images = Vec::new();
+    for (digest, names) in by_digest {
+        let mut references: Vec<Reference> =
+            names.iter().map(|named| named.reference.clone()).collect();
+        references.sort();
+        references.dedup();
+        match load(disk, digest, &names[0].target, references) {
+            Ok(image) => images.push(Arc::new(image)),
+            Err(error) => {
+                tracing::error!(image = %names[0].reference, %error, "image is damaged: remove it and add it again");
+            }
+        }
+    }
+    images.sort_by(|a, b| a.references.cmp(&b.references));
+    images.into()
+}
+
+fn load(
+    disk: &Disk,
+    digest: Digest,
+    target: &Descriptor,
+    references: Vec<Reference>,
+) -> Result<Image, Error> {
+    let name = references[0].to_string();
+    let parsed = parse(&name, target, &mut |digest| disk.read_json(digest))?;
+    let mut size = parsed.manifest.config().size();
+    size += parsed
+        .manifest
+        .layers()
+        .iter()
+        .map(Descriptor::size)
+        .sum::<u64>();
+    size += disk.read_json(parsed.manifest_digest)?.len() as u64;
+    Ok(Image {
+        id: parsed.config_digest,
+        digest,
+        manifest: parsed.manifest_digest,
+        size,
+        layers: layer_paths(disk, &name, &parsed)?,
+        config: parsed.config,
+        references,
+    })
+}
+
+fn layer_paths(disk: &Disk, image: &str, parsed: &Parsed) -> Result<Vec<PathBuf>, Error> {
+    let mut paths: Vec<PathBuf> = Vec::new();
+    let mut chain = None;
+    for diff_id in parsed.diff_ids()? {
+        let layer = disk.layer_path(diff_id);
+        let about = read_unpacked(disk, diff_id)?;
+        if about.opaque_root {
+            paths.clear();
+        }
+        let fs = layer.join("fs");
+        if !fs.is_dir() {
+            return Err(Error::malformed(
+                image,
+                format!("layer {diff_id} is not unpacked"),
+            ));
+        }
+        paths.push(fs);
+        let chain_id = parents::chain_id(chain, diff_id);
+        chain = Some(chain_id);
+        let parents = disk.parents_path(chain_id).join("fs");
+        if !about.implied.is_empty() && parents.is_dir() {
+            paths.push(parents);
+        }
+    }
+    Ok(paths)
+}
+
+pub(super) fn read_unpacked(disk: &Disk, diff_id: Digest) -> Result<Unpacked, Error> {
+    let path = disk.layer_path(diff_id).join("layer.json");
+    let text = std::fs::read(&path).map_err(Error::io(format!("read {}", path.display())))?;
+    serde_json::from_slice(&text).map_err(Error::json(path.display().to_string()))
+}
+
+/// The image that has this reference, or whose id starts with these digits.
+pub(super) fn find(images: &[Arc<Image>], name: &str) -> Result<Arc<Image>, Error> {
+    if let Ok(reference) = name.parse::<Reference>()
+        && let Some(image) = images.iter().find(|image| image.is(&reference))
+    {
+        return Ok(Arc::clone(image));
+    }
+    let digits = name.strip_prefix("sha256:").unwrap_or(name);
+    let mut found = images
+        .iter()
+        .filter(|image| !digits.is_empty() && image.id.hex().starts_with(digits));
+    match (found.next(), found.next()) {
+        (Some(image), None) => Ok(Arc::clone(image)),
+        (Some(one), Some(other)) if one.id == other.id => Ok(Arc::clone(one)),
+        (Some(_), Some(_)) => Err(Error::Ambiguous(name.to_owned())),
+        (None, _) => Err(Error::NotFound(name.to_owned())),
+    }
+}

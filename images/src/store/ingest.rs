@@ -1,0 +1,355 @@
+//! Content on its way into the store: staged apart, then committed all at once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, BufReader, Read, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg};
+use oci_spec::image::Descriptor;
+use tempfile::TempDir;
+
+use super::disk::{Disk, sync_directory};
+use super::image::Parsed;
+use super::index::Named;
+use super::parents;
+use crate::archive::decompress;
+use crate::digest::DigestReader;
+use crate::unpack::{self, UnpackError, Unpacked};
+use crate::{Digest, Error, Limits};
+
+/// A staging directory. Dropping it removes what was not committed.
+pub(crate) struct Ingest<'a> {
+    disk: &'a Disk,
+    directory: TempDir,
+    /// Tells others that somebody is still at work here.
+    _lock: Flock<File>,
+    blobs: BTreeSet<Digest>,
+    layers: BTreeMap<Digest, Unpacked>,
+    /// What is in the store already and must still be when this is committed.
+    reused: BTreeSet<PathBuf>,
+    temporary: u64,
+}
+
+/// A layer that was read to its end.
+pub(crate) struct StagedLayer {
+    pub(crate) blob: Digest,
+    pub(crate) size: u64,
+    pub(crate) diff_id: Digest,
+}
+
+/// How a commit ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Commit {
+    Done,
+    /// Another process removed what this one relied on: stage it again.
+    Raced,
+}
+
+impl<'a> Ingest<'a> {
+    pub(crate) fn begin(disk: &'a Disk) -> Result<Self, Error> {
+        let doing = || format!("stage in {}", disk.ingest_dir().display());
+        // Under the store's lock, so that nobody takes it for abandoned before it is locked.
+        let _store = disk.lock()?;
+        let directory = TempDir::new_in(disk.ingest_dir()).map_err(Error::io(doing()))?;
+        let lock = lock_directory(directory.path())
+            .and_then(|lock| lock.ok_or_else(|| io::ErrorKind::WouldBlock.into()))
+            .map_err(Error::io(doing()))?;
+        Ok(Self {
+            disk,
+            directory,
+            _lock: lock,
+            blobs: BTreeSet::new(),
+            layers: BTreeMap::new(),
+            reused: BTreeSet::new(),
+            temporary: 0,
+        })
+    }
+
+    /// A new path in the staging directory.
+    fn temporary(&mut self, kind: &str) -> PathBuf {
+        self.temporary += 1;
+        self.directory
+            .path()
+            .join(format!("{kind}-{}", self.temporary))
+    }
+
+    /// A file that goes away with the staging directory.
+    pub(crate) fn scratch_file(&mut self) -> Result<(PathBuf, File), Error> {
+        let path = self.temporary("scratch");
+        let file = File::options()
+            .create_new(true)
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(Error::io(format!("make {}", path.display())))?;
+        Ok((path, file))
+    }
+
+    /// Whether a blob needs not be staged again.
+    pub(crate) fn has_blob(&mut self, digest: Digest) -> bool {
+        self.blobs.contains(&digest) || self.reuse(self.disk.blob_path(digest))
+    }
+
+    /// Whether a layer needs not be unpacked again.
+    pub(crate) fn has_layer(&mut self, diff_id: Digest) -> bool {
+        self.layers.contains_key(&diff_id) || self.reuse(self.disk.layer_path(diff_id))
+    }
+
+    fn reuse(&mut self, path: PathBuf) -> bool {
+        let there = path.exists();
+        if there {
+            self.reused.insert(path);
+        }
+        there
+    }
+
+    /// Reads a small blob that was staged, or that the store has.
+    pub(crate) fn read_json(&self, digest: Digest) -> Result<Vec<u8>, Error> {
+        match self.blobs.contains(&digest) {
+            true => {
+                let path = self.staged_blob(digest);
+                fs::read(&path).map_err(Error::io(format!("read {}", path.display())))
+            }
+            false => self.disk.read_json(digest),
+        }
+    }
+
+    fn staged_blob(&self, digest: Digest) -> PathBuf {
+        self.directory.path().join(format!("blob-{}", digest.hex()))
+    }
+
+    fn staged_layer(&self, diff_id: Digest) -> PathBuf {
+        self.directory
+            .path()
+            .join(format!("layer-{}", diff_id.hex()))
+    }
+
+    /// Stages a manifest, an index or a configuration.
+    pub(crate) fn put_json(&mut self, bytes: &[u8]) -> Result<Digest, Error> {
+        let digest = Digest::of(bytes);
+        if !self.has_blob(digest) {
+            let path = self.staged_blob(digest);
+            fs::write(&path, bytes).map_err(Error::io(format!("write {}", path.display())))?;
+            self.blobs.insert(digest);
+        }
+        Ok(digest)
+    }
+
+    /// Stages a layer: its bytes as they come, and the directory they unpack to, in one pass.
+    ///
+    /// The caller compares the digests with what it expects before it commits; nothing
+    /// staged is visible to anyone.
+    pub(crate) fn put_layer(
+        &mut self,
+        image: &str,
+        label: Digest,
+        unpacked_already: bool,
+        source: impl Read,
+    ) -> Result<StagedLayer, Error> {
+        let blob_path = self.temporary("incoming");
+        let tree_path = self.temporary("unpacking");
+        let doing = format!("write {}", blob_path.display());
+        let file = File::create_new(&blob_path).map_err(Error::io(&doing))?;
+        let mut blob = DigestReader::new(Tee { source, copy: file });
+        let layer_error = |source: UnpackError| Error::Layer {
+            image: image.to_owned(),
+            layer: label,
+            source,
+        };
+        let read_error = |source: io::Error| layer_error(UnpackError::Read(source));
+        let (diff_id, unpacked) = {
+            let plain = decompress(BufReader::with_capacity(128 * 1024, &mut blob));
+            let mut plain = DigestReader::new(plain.map_err(read_error)?);
+            let unpacked = match unpacked_already {
+                true => None,
+                false => Some(
+                    unpack_to(&mut plain, &tree_path, self.disk.limits())?.map_err(layer_error)?,
+                ),
+            };
+            (plain.finish().map_err(read_error)?.0, unpacked)
+        };
+        let (digest, size) = blob.finish().map_err(read_error)?;
+        if let Some(unpacked) = unpacked {
+            self.keep_layer(diff_id, &tree_path, unpacked)?;
+        }
+        match self.has_blob(digest) {
+            true => fs::remove_file(&blob_path),
+            false => fs::rename(&blob_path, self.staged_blob(digest)).inspect(|()| {
+                self.blobs.insert(digest);
+            }),
+        }
+        .map_err(Error::io(doing))?;
+        Ok(StagedLayer {
+            blob: digest,
+            size,
+            diff_id,
+        })
+    }
+
+    /// Unpacks a layer whose blob the store has.
+    pub(crate) fn unpack_stored(&mut self, image: &str, digest: Digest) -> Result<Digest, Error> {
+        let tree_path = self.temporary("unpacking");
+        let blob_path = match self.blobs.contains(&digest) {
+            true => self.staged_blob(digest),
+            false => self.disk.blob_path(digest),
+        };
+        let layer_error = |source: UnpackError| Error::Layer {
+            image: image.to_owned(),
+            layer: digest,
+            source,
+        };
+        let read_error = |source: io::Error| layer_error(UnpackError::Read(source));
+        let file = File::open(&blob_path).map_err(read_error)?;
+        let plain = decompress(BufReader::with_capacity(128 * 1024, file)).map_err(read_error)?;
+        let mut plain = DigestReader::new(plain);
+        let unpacked =
+            unpack_to(&mut plain, &tree_path, self.disk.limits())?.map_err(layer_error)?;
+        let (diff_id, _) = plain.finish().map_err(read_error)?;
+        self.keep_layer(diff_id, &tree_path, unpacked)?;
+        Ok(diff_id)
+    }
+
+    fn keep_layer(
+        &mut self,
+        diff_id: Digest,
+        tree: &Path,
+        unpacked: Unpacked,
+    ) -> Result<(), Error> {
+        if self.has_layer(diff_id) {
+            return Ok(());
+        }
+        let doing = || format!("write {}", tree.display());
+        let about = serde_json::to_vec(&unpacked).map_err(Error::json("layer.json"))?;
+        fs::write(tree.join("layer.json"), about).map_err(Error::io(doing()))?;
+        fs::rename(tree, self.staged_layer(diff_id)).map_err(Error::io(doing()))?;
+        self.layers.insert(diff_id, unpacked);
+        Ok(())
+    }
+
+    /// Where a layer is now, staged or in the store.
+    pub(super) fn layer_fs(&self, diff_id: Digest) -> PathBuf {
+        match self.layers.contains_key(&diff_id) {
+            true => self.staged_layer(diff_id),
+            false => self.disk.layer_path(diff_id),
+        }
+        .join("fs")
+    }
+
+    pub(super) fn unpacked(&self, diff_id: Digest) -> Result<Unpacked, Error> {
+        match self.layers.get(&diff_id) {
+            Some(unpacked) => Ok(unpacked.clone()),
+            None => super::image::read_unpacked(self.disk, diff_id),
+        }
+    }
+
+    /// Puts all that is staged into the store and gives the images their names, or does nothing.
+    pub(crate) fn commit(self, images: &[(Named, Parsed)]) -> Result<Commit, Error> {
+        let mut moves: Vec<(PathBuf, PathBuf)> = Vec::new();
+        for (_, parsed) in images {
+            moves.extend(parents::stage(self.disk, &self, &parsed.diff_ids()?)?);
+        }
+        moves.extend(
+            self.layers
+                .keys()
+                .map(|id| (self.staged_layer(*id), self.disk.layer_path(*id))),
+        );
+        moves.extend(
+            self.blobs
+                .iter()
+                .map(|id| (self.staged_blob(*id), self.disk.blob_path(*id))),
+        );
+        sync_file_system(self.directory.path())
+            .map_err(Error::io("write the image to the disk"))?;
+
+        let lock = self.disk.lock()?;
+        if self.reused.iter().any(|path| !path.exists()) {
+            return Ok(Commit::Raced);
+        }
+        for (from, to) in &moves {
+            if !to.exists() {
+                fs::rename(from, to).map_err(Error::io(format!("make {}", to.display())))?;
+            }
+        }
+        for directory in [
+            self.disk.blobs_dir(),
+            self.disk.layers_dir(),
+            self.disk.parents_dir(),
+        ] {
+            sync_directory(&directory)
+                .map_err(Error::io(format!("write {}", directory.display())))?;
+        }
+        let mut names = self.disk.read_index()?;
+        for (new, _) in images {
+            names.retain(|old| old.reference != new.reference);
+            names.push(Named {
+                reference: new.reference.clone(),
+                target: bare(&new.target),
+            });
+        }
+        names.sort_by(|a, b| a.reference.cmp(&b.reference));
+        self.disk.write_index(&lock, &names)?;
+        Ok(Commit::Done)
+    }
+
+    pub(super) fn new_directory(&self, name: &str) -> Result<PathBuf, Error> {
+        let path = self.directory.path().join(name);
+        make_directory(&path).map_err(Error::io(format!("make {}", path.display())))?;
+        Ok(path)
+    }
+}
+
+/// A descriptor without the annotations of where it came from.
+fn bare(descriptor: &Descriptor) -> Descriptor {
+    let mut descriptor = descriptor.clone();
+    descriptor.set_annotations(None);
+    descriptor
+}
+
+fn unpack_to(
+    stream: impl Read,
+    layer: &Path,
+    limits: Limits,
+) -> Result<Result<Unpacked, UnpackError>, Error> {
+    let fs = layer.join("fs");
+    make_directory(layer)
+        .and_then(|()| make_directory(&fs))
+        .and_then(|()| {
+            fs::set_permissions(&fs, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        })
+        .map_err(Error::io(format!("make {}", fs.display())))?;
+    Ok(unpack::unpack(stream, &fs, limits))
+}
+
+fn make_directory(path: &Path) -> io::Result<()> {
+    DirBuilder::new().mode(0o700).create(path)
+}
+
+/// Locks a staging directory; nothing when somebody else has it.
+pub(super) fn lock_directory(path: &Path) -> io::Result<Option<Flock<File>>> {
+    match Flock::lock(File::open(path)?, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(Some(lock)),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_, errno)) => Err(errno.into()),
+    }
+}
+
+/// One call for thousands of files; each on its own would wait for the disk.
+fn sync_file_system(path: &Path) -> io::Result<()> {
+    Ok(nix::unistd::syncfs(File::open(path)?)?)
+}
+
+/// Writes what is read to a file.
+struct Tee<R> {
+    source: R,
+    copy: File,
+}
+
+impl<R: Read> Read for Tee<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.source.read(buffer)?;
+        self.copy.write_all(&buffer[..read])?;
+        Ok(read)
+    }
+}

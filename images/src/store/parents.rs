@@ -1,0 +1,153 @@
+//! Directories that a layer has entries in but says nothing about.
+//!
+//! A layer may hold `usr/bin/tool` without entries for `usr` and `usr/bin`. Their owner, mode and
+//! times are those of the layers below, yet overlayfs shows those of the topmost layer that has
+//! the directory. Layers are unpacked alone (each once, for every image that has it), so such an
+//! image gets one more directory on top of the layer: only the implied directories, with the
+//! metadata that they have below. It is named by the chain id, which stands for a layer and all
+//! below it (image-spec, config.md).
+
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+
+use nix::sys::stat::{UtimensatFlags, utimensat};
+use nix::sys::time::TimeSpec;
+
+use super::disk::Disk;
+use super::ingest::Ingest;
+use crate::{Digest, Error};
+
+/// The name of a layer on top of those below.
+pub(super) fn chain_id(below: Option<Digest>, diff_id: Digest) -> Digest {
+    match below {
+        None => diff_id,
+        Some(below) => Digest::of(format!("{below} {diff_id}").as_bytes()),
+    }
+}
+
+/// Makes what an image's layers need. Gives pairs of staged and final paths.
+pub(super) fn stage(
+    disk: &Disk,
+    ingest: &Ingest<'_>,
+    diff_ids: &[Digest],
+) -> Result<Vec<(PathBuf, PathBuf)>, Error> {
+    let mut moves = Vec::new();
+    let mut chain = None;
+    // Lowest first, as far up as the current layer.
+    let mut below: Vec<PathBuf> = Vec::new();
+    for diff_id in diff_ids {
+        let chain_id = chain_id(chain, *diff_id);
+        chain = Some(chain_id);
+        let unpacked = ingest.unpacked(*diff_id)?;
+        if unpacked.opaque_root {
+            below.clear();
+        }
+        let to = disk.parents_path(chain_id);
+        let layer = ingest.layer_fs(*diff_id);
+        let mut parents = None;
+        if !unpacked.implied.is_empty() && !below.is_empty() {
+            let staged =
+                ingest.new_directory(&format!("parents-{}-{}", moves.len(), chain_id.hex()))?;
+            let fs = staged.join("fs");
+            fs::create_dir(&fs)
+                .and_then(|()| copy_metadata(&layer, &fs))
+                .and_then(|()| copy_all(&below, &layer, &unpacked.implied, &fs))
+                .map_err(Error::io(format!("make {}", fs.display())))?;
+            parents = Some(fs);
+            moves.push((staged, to));
+        }
+        below.push(layer);
+        below.extend(parents);
+    }
+    Ok(moves)
+}
+
+fn copy_all(below: &[PathBuf], layer: &Path, implied: &[PathBuf], to: &Path) -> io::Result<()> {
+    let mut made = Vec::new();
+    for path in implied {
+        let source = match visible(below, path)? {
+            Some(directory) => directory,
+            None => layer.join(path),
+        };
+        let target = to.join(path);
+        make_with_parents(to, layer, path, &mut made)?;
+        made.push((source, target));
+    }
+    // Deepest first: making a directory changes its parent's time.
+    for (source, target) in made.iter().rev() {
+        copy_metadata(source, target)?;
+    }
+    Ok(())
+}
+
+/// Makes a directory; parents that the layer declares itself keep the layer's metadata.
+fn make_with_parents(
+    root: &Path,
+    layer: &Path,
+    path: &Path,
+    made: &mut Vec<(PathBuf, PathBuf)>,
+) -> io::Result<()> {
+    let mut missing: Vec<&Path> = path
+        .ancestors()
+        .take_while(|ancestor| !root.join(ancestor).exists())
+        .collect();
+    missing.reverse();
+    for directory in missing {
+        fs::create_dir(root.join(directory))?;
+        if directory != path {
+            made.push((layer.join(directory), root.join(directory)));
+        }
+    }
+    Ok(())
+}
+
+/// The topmost directory of that name, unless something above hides it.
+fn visible(below: &[PathBuf], path: &Path) -> io::Result<Option<PathBuf>> {
+    'layers: for layer in below.iter().rev() {
+        let mut at = layer.clone();
+        let mut opaque = false;
+        for component in path.components() {
+            at.push(component);
+            match fs::symlink_metadata(&at) {
+                Ok(metadata) if metadata.is_dir() => opaque |= is_opaque(&at)?,
+                // A file, a link or a whiteout: nothing below shows through.
+                Ok(_) => return Ok(None),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => match opaque {
+                    true => return Ok(None),
+                    false => continue 'layers,
+                },
+                Err(error) => return Err(error),
+            }
+        }
+        return Ok(Some(at));
+    }
+    Ok(None)
+}
+
+fn is_opaque(directory: &Path) -> io::Result<bool> {
+    Ok(xattr::get(directory, "trusted.overlay.opaque")?.is_some_and(|value| value == b"y"))
+}
+
+fn copy_metadata(from: &Path, to: &Path) -> io::Result<()> {
+    let metadata: Metadata = fs::symlink_metadata(from)?;
+    chown(to, Some(metadata.uid()), Some(metadata.gid()))?;
+    fs::set_permissions(to, PermissionsExt::from_mode(metadata.mode() & 0o7777))?;
+    for name in xattr::list(from)? {
+        if name.as_encoded_bytes().starts_with(b"trusted.overlay.") {
+            continue;
+        }
+        if let Some(value) = xattr::get(from, &name)? {
+            xattr::set(to, &name, &value)?;
+        }
+    }
+    utimensat(
+        nix::fcntl::AT_FDCWD,
+        to,
+        &TimeSpec::new(metadata.atime(), metadata.atime_nsec()),
+        &TimeSpec::new(metadata.mtime(), metadata.mtime_nsec()),
+        UtimensatFlags::NoFollowSymlink,
+    )?;
+    Ok(())
+}

@@ -1,0 +1,95 @@
+//! A layer's tar stream becomes a directory that overlayfs can use as a lower layer.
+//!
+//! [`unpack`] reads entry by entry and never holds more than one buffer of content. [`name`] turns
+//! an entry's name into components that can't leave the tree; [`tree`] resolves them against
+//! directory descriptors, so that no name is ever interpreted by the kernel relative to anything
+//! but the layer's own directory; [`apply`] makes each kind of entry with its metadata.
+//!
+//! Whiteouts become what overlayfs expects: a character device 0:0, and
+//! `trusted.overlay.opaque=y` on opaque directories
+//! (<https://docs.kernel.org/filesystems/overlayfs.html>). A whiteout speaks of the layers below
+//! only (image-spec, layer.md), so one for a name that this layer has too makes it opaque.
+
+mod apply;
+mod metadata;
+mod name;
+mod tree;
+
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// What one layer may become. Beyond it, unpacking stops with an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of file content, holes included.
+    pub bytes: u64,
+    /// Files, directories, links, devices and whiteouts.
+    pub entries: u64,
+}
+
+impl Default for Limits {
+    /// 64 GiB and two million entries: several times the largest images in use.
+    fn default() -> Self {
+        Self {
+            bytes: 64 << 30,
+            entries: 2_000_000,
+        }
+    }
+}
+
+/// What was unpacked.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Unpacked {
+    pub bytes: u64,
+    pub entries: u64,
+    /// The layer hides everything below it. Overlayfs has no such mark for a root.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub opaque_root: bool,
+    /// Directories that hold entries but have none themselves: a layer below says what their
+    /// owner, mode and times are. Relative to the layer's root, parents first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub implied: Vec<PathBuf>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum UnpackError {
+    /// The stream ended early, or is not a tar archive or not compressed as it claims.
+    #[error("cannot read the layer: {0}")]
+    Read(#[source] io::Error),
+    #[error("entry '{entry}': {reason}")]
+    Refused { entry: String, reason: String },
+    #[error("entry '{entry}': cannot {doing}: {source}")]
+    Write {
+        entry: String,
+        doing: &'static str,
+        source: io::Error,
+    },
+    #[error("entry '{entry}': the layer unpacks to more than the {limit} bytes allowed")]
+    TooLarge { entry: String, limit: u64 },
+    #[error("entry '{entry}': the layer has more than the {limit} files allowed")]
+    TooMany { entry: String, limit: u64 },
+}
+
+/// Unpacks a tar stream (already decompressed) into `root`, an empty directory.
+///
+/// Needs the right to make device nodes and to give files away. On an error the directory is
+/// left as it is: the caller removes it.
+///
+/// # Errors
+/// When the stream can't be read, holds what no honest layer holds, or exceeds `limits`.
+pub fn unpack(stream: impl Read, root: &Path, limits: Limits) -> Result<Unpacked, UnpackError> {
+    let tree = tree::Tree::open(root).map_err(|source| UnpackError::Write {
+        entry: "/".to_owned(),
+        doing: "open the layer's directory",
+        source,
+    })?;
+    let mut layer = apply::Layer::new(tree, limits);
+    let mut archive = tar::Archive::new(stream);
+    for entry in archive.entries().map_err(UnpackError::Read)? {
+        layer.apply(&mut entry.map_err(UnpackError::Read)?)?;
+    }
+    layer.finish()
+}
