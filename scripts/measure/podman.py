@@ -89,11 +89,18 @@ def parents():
 
 
 def remove_cgroups(before):
-    """Remove the empty cgroups that podman leaves behind, where there were none before."""
-    for parent in parents() - before:
-        for directory, _, _ in os.walk(parent, topdown=False):
-            with contextlib.suppress(OSError):
-                os.rmdir(directory)
+    """Remove the cgroups that podman leaves behind, where there were none before."""
+
+    def gone():
+        for parent in parents() - before:
+            for directory, _, _ in os.walk(parent, topdown=False):
+                # Busy until the last conmon in it has ended.
+                with contextlib.suppress(OSError):
+                    os.rmdir(directory)
+        return not parents() - before
+
+    with contextlib.suppress(TimeoutError):
+        wait_for(gone, seconds=10, interval=0.1)
 
 
 def single(report, podman, image, runs):
