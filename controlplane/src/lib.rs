@@ -1,4 +1,7 @@
 //! The control plane: the Kubernetes API, its store, the controllers and the scheduler.
+//!
+//! [`ControlPlane::start`] brings all of it up and returns a [`Running`] one: a client that
+//! reaches the API in memory, the cluster's certificates, and the address that serves others.
 
 pub mod admission;
 pub mod api;
@@ -8,4 +11,253 @@ pub mod controllers;
 pub mod resources;
 pub mod scheduler;
 pub mod schema;
+mod server;
 pub mod store;
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use axum::body::Body;
+use http::Request;
+use serde_json::Value;
+use tokio::net::TcpListener;
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio_util::sync::CancellationToken;
+
+use api::Api;
+use api::status::ApiError;
+use auth::UserInfo;
+use auth::pki::{Pki, PkiError};
+use cache::{Cache, CacheWriter};
+use controllers::Informers;
+use resources::Registry;
+pub use server::BindError;
+use store::Snapshot;
+use store::sqlite::{OpenError, Opened, SqliteStore};
+
+/// Where the control plane lives and listens.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The cluster's data directory: the control plane's part is `<data_dir>/server`.
+    pub data_dir: PathBuf,
+    /// The address of the API; port 0 takes a free one. `None` serves this process alone.
+    pub listen: Option<SocketAddr>,
+    /// Names and addresses by which clients reach the API, beside those that always hold.
+    pub host_names: Vec<String>,
+    /// Whether the controllers and the scheduler run too.
+    pub controllers: bool,
+}
+
+impl Config {
+    pub fn new(data_dir: impl Into<PathBuf>, listen: Option<SocketAddr>) -> Self {
+        Self {
+            data_dir: data_dir.into(),
+            listen,
+            host_names: Vec::new(),
+            controllers: true,
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("cannot create {}: {error}", path.display())]
+    Directory { path: PathBuf, error: io::Error },
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    #[error("cannot create the cluster's first objects: {0}")]
+    Bootstrap(#[from] ApiError),
+    #[error("the control plane's start was interrupted")]
+    Interrupted,
+}
+
+/// The control plane, before it runs.
+pub struct ControlPlane;
+
+/// A control plane at work.
+pub struct Running {
+    /// Reaches the API in memory, with all rights.
+    pub client: kube::Client,
+    pub pki: Arc<Pki>,
+    /// Where the API is served; `None` when it serves this process alone.
+    pub local_addr: Option<SocketAddr>,
+    store: Arc<SqliteStore>,
+    workers: Option<Workers>,
+    server: Option<JoinHandle<()>>,
+    stopping: CancellationToken,
+}
+
+/// What works on the objects through the API.
+struct Workers {
+    informers: Informers,
+    controllers: controllers::Running,
+    scheduler: scheduler::Running,
+}
+
+impl ControlPlane {
+    /// Opens the store, serves the API, and starts the controllers and the scheduler.
+    ///
+    /// # Errors
+    /// With one sentence for the operator: a taken port, a store in use.
+    pub async fn start(config: Config) -> Result<Running, StartError> {
+        let listener = match config.listen {
+            Some(address) => Some(server::bind(address).await?),
+            None => None,
+        };
+        let local_addr = listener.as_ref().and_then(|l| l.local_addr().ok());
+        let registry = resources::registry();
+        let directory = config.data_dir.join("server");
+        let names = host_names(&config, local_addr);
+        let (opened, snapshot, pki) = spawn_blocking(move || open(&directory, &names))
+            .await
+            .map_err(|_| StartError::Interrupted)??;
+        let cache = Cache::load(snapshot, &selectable_fields(&registry));
+        let store = Arc::new(opened.serve(CacheWriter(cache.clone()))?);
+        let stopping = CancellationToken::new();
+        let address = local_addr.map_or_else(String::new, |address| address.to_string());
+        let api = Api::new(registry, store.clone(), cache, address, stopping.clone());
+        let api = Arc::new(api);
+        api.bootstrap(first_objects()).await?;
+        let client = client(api.clone());
+        let server = match listener {
+            Some(listener) => Some(serve(listener, &pki, api, &stopping)?),
+            None => None,
+        };
+        let workers = config.controllers.then(|| Workers::start(&client, &pki));
+        Ok(Running {
+            client,
+            pki: Arc::new(pki),
+            local_addr,
+            store,
+            workers,
+            server,
+            stopping,
+        })
+    }
+}
+
+impl Running {
+    /// Stops the controllers and the scheduler, ends connections, and closes the store.
+    pub async fn shutdown(self) {
+        if let Some(workers) = self.workers {
+            workers.stop().await;
+        }
+        self.stopping.cancel();
+        if let Some(Err(error)) = match self.server {
+            Some(server) => Some(server.await),
+            None => None,
+        } {
+            tracing::error!(%error, "the API's endpoint failed");
+        }
+        self.store.close().await;
+    }
+}
+
+impl Workers {
+    fn start(client: &kube::Client, pki: &Pki) -> Self {
+        let informers = Informers::start(client);
+        let config = controllers::Config::new(pki.ca().to_string());
+        let controllers = controllers::start(client.clone(), &informers, config);
+        let scheduler = scheduler::start(client.clone(), &informers);
+        Self {
+            informers,
+            controllers,
+            scheduler,
+        }
+    }
+
+    async fn stop(self) {
+        self.scheduler.stop().await;
+        self.controllers.stop().await;
+        self.informers.stop().await;
+    }
+}
+
+/// A client of the API in this process, with the control plane's own rights.
+pub fn client(api: Arc<Api>) -> kube::Client {
+    let service = tower::service_fn(move |request: Request<kube::client::Body>| {
+        let api = api.clone();
+        async move {
+            let mut request = request.map(Body::new);
+            request.extensions_mut().insert(UserInfo::control_plane());
+            Ok::<_, Infallible>(api.handle(request).await)
+        }
+    });
+    kube::Client::new(service, "default")
+}
+
+fn serve(
+    listener: TcpListener,
+    pki: &Pki,
+    api: Arc<Api>,
+    stopping: &CancellationToken,
+) -> Result<JoinHandle<()>, StartError> {
+    let tls = pki.server_config()?;
+    let serving = server::serve(listener, tls, api, stopping.clone());
+    Ok(tokio::spawn(serving))
+}
+
+fn open(directory: &Path, names: &[String]) -> Result<(Opened, Snapshot, Pki), StartError> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .map_err(|error| StartError::Directory {
+            path: directory.to_path_buf(),
+            error,
+        })?;
+    let (opened, snapshot) = SqliteStore::open(&directory.join("store.db"))?;
+    let pki = Pki::open(&directory.join("pki"), names)?;
+    Ok((opened, snapshot, pki))
+}
+
+/// What the API's certificate is good for.
+fn host_names(config: &Config, local_addr: Option<SocketAddr>) -> Vec<String> {
+    let mut names: Vec<String> = [
+        "127.0.0.1",
+        "::1",
+        "localhost",
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+        "kubernetes.default.svc.cluster.local",
+        // The first address of the services' range.
+        "10.43.0.1",
+    ]
+    .map(str::to_string)
+    .to_vec();
+    let host = nix::unistd::gethostname().ok();
+    names.extend(host.and_then(|name| name.into_string().ok()));
+    let listen = local_addr.map(|address| address.ip());
+    names.extend(
+        listen
+            .filter(|ip| !ip.is_unspecified())
+            .map(|ip| ip.to_string()),
+    );
+    names.extend(config.host_names.iter().cloned());
+    let mut seen = std::collections::HashSet::new();
+    names.retain(|name| seen.insert(name.clone()));
+    names
+}
+
+fn selectable_fields(registry: &Registry) -> HashMap<String, &'static [&'static str]> {
+    registry
+        .iter()
+        .filter(|resource| resource.stored_as.is_none())
+        .map(|resource| (resource.storage_id(), resource.selectable_fields))
+        .collect()
+}
+
+/// Roles, bindings and whatever else a cluster has from its first moment.
+fn first_objects() -> Vec<Value> {
+    Vec::new()
+}

@@ -10,6 +10,7 @@
 //! parts alike. [`call::Call`] is one request to a resource; each verb is a file.
 
 pub mod answer;
+mod bootstrap;
 pub mod builtin;
 pub mod call;
 mod create;
@@ -23,6 +24,7 @@ pub mod openapi;
 pub mod patch;
 mod patching;
 pub mod path;
+mod policy;
 pub mod query;
 mod read;
 pub mod status;
@@ -41,7 +43,8 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
 
-use crate::auth::{self, UserInfo};
+use crate::auth::UserInfo;
+use crate::auth::authorize::Attributes;
 use crate::cache::Cache;
 use crate::resources::{Registry, Resource};
 use crate::store::Store;
@@ -110,13 +113,19 @@ impl Api {
         let target = Target::parse(path);
         let Target::Resource(resource_path) = target else {
             if !builtin::is_public(path) {
-                authorize(&user)?;
+                let method = parts.method.as_str().to_ascii_lowercase();
+                let attributes = Attributes {
+                    verb: &method,
+                    path: Some(path),
+                    ..Attributes::default()
+                };
+                self.authorize(&user, &attributes)?;
             }
             let answer = self.builtin(&parts.method, path, &target, &query, &parts.headers)?;
             return Ok(answer.into_response());
         };
         let verb = Verb::of(&parts.method, &resource_path, &query)?;
-        authorize(&user)?;
+        self.authorize(&user, &attributes(verb, &resource_path))?;
         let (resource, stored) = self.find(&resource_path)?;
         let call = Call::new(user, resource, stored, resource_path, query, parts.headers)?;
         self.dispatch(verb, call, body).await
@@ -237,19 +246,24 @@ impl Verb {
     }
 }
 
-/// Strangers are asked for credentials; masters may do everything.
-fn authorize(user: &UserInfo) -> Result<(), ApiError> {
-    if user.is_in(auth::UNAUTHENTICATED) {
-        return Err(ApiError::unauthorized());
+fn attributes(verb: Verb, path: &ResourcePath) -> Attributes<'_> {
+    let name = path.name.as_deref().unwrap_or_default();
+    // A namespace counts as being inside itself.
+    let namespace = match &path.namespace {
+        Some(namespace) => namespace,
+        None if path.group.is_empty() && path.plural == "namespaces" => name,
+        None => "",
+    };
+    Attributes {
+        verb: verb.as_str(),
+        group: &path.group,
+        version: &path.version,
+        resource: &path.plural,
+        subresource: path.subresource.as_deref().unwrap_or_default(),
+        namespace,
+        name,
+        path: None,
     }
-    if user.is_in(auth::MASTERS) {
-        return Ok(());
-    }
-    let who = &user.name;
-    Err(ApiError::forbidden_message(format!(
-        "forbidden: User {who:?} is not in {:?}",
-        auth::MASTERS
-    )))
 }
 
 async fn read_body(body: Body) -> Result<Bytes, ApiError> {

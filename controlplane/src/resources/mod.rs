@@ -175,3 +175,49 @@ impl Registry {
         self.by_path.values()
     }
 }
+
+/// Every built-in resource.
+pub fn registry() -> Registry {
+    let mut registry = Registry::default();
+    registry.add(Resource {
+        namespaced: false,
+        ..plain("Namespace", "namespaces", "io.k8s.api.core.v1.Namespace")
+    });
+    registry.add(plain(
+        "ConfigMap",
+        "configmaps",
+        "io.k8s.api.core.v1.ConfigMap",
+    ));
+    registry
+}
+
+/// A namespaced kind of the core group without rules of its own.
+fn plain(kind: &'static str, plural: &'static str, schema: &'static str) -> Resource {
+    Resource {
+        group: "",
+        version: "v1",
+        kind,
+        plural,
+        singular: "",
+        short_names: &[],
+        categories: &[],
+        namespaced: true,
+        schema,
+        has_status: false,
+        scale: None,
+        has_generation: false,
+        hooks: Hooks {
+            default: |_| {},
+            prepare_create: |_| {},
+            prepare_update: |_, _| {},
+            validate: |_| Vec::new(),
+            validate_update: |_, _| Vec::new(),
+            default_grace_period: |_| None,
+        },
+        columns: &[],
+        row: |_, _| Vec::new(),
+        selectable_fields: &[],
+        time_to_live: None,
+        stored_as: None,
+    }
+}
