@@ -86,14 +86,31 @@ impl ContainerRecord {
     /// # Errors
     /// When the file can't be written, synced or renamed.
     pub fn write(&self, state_dir: &Path) -> std::io::Result<()> {
+        self.replace(state_dir, true)
+    }
+
+    /// Writes the record so that it survives every process, but not a power cut.
+    ///
+    /// # Errors
+    /// When the file can't be written or renamed.
+    pub fn write_unsynced(&self, state_dir: &Path) -> std::io::Result<()> {
+        self.replace(state_dir, false)
+    }
+
+    fn replace(&self, state_dir: &Path, sync: bool) -> std::io::Result<()> {
         let path = state_dir.join(RECORD_FILE);
         let draft = state_dir.join(".record.json");
         let bytes = serde_json::to_vec(self).map_err(std::io::Error::other)?;
         let mut file = std::fs::File::create(&draft)?;
         std::io::Write::write_all(&mut file, &bytes)?;
-        file.sync_data()?;
+        if sync {
+            file.sync_data()?;
+        }
         std::fs::rename(&draft, &path)?;
-        std::fs::File::open(state_dir)?.sync_data()
+        if sync {
+            std::fs::File::open(state_dir)?.sync_data()?;
+        }
+        Ok(())
     }
 }
 

@@ -61,8 +61,10 @@ impl Runtime {
         blocking(move || {
             let cgroups = Cgroups::detect(identity.cgroup_root())?;
             cgroups.create(&cgroups.shims(), &CgroupResources::default())?;
-            let pods = identity.run_dir().join("pods");
+            let run_dir = identity.run_dir();
+            let pods = run_dir.join("pods");
             std::fs::create_dir_all(&pods).map_err(RuntimeError::io("making", &pods))?;
+            make_private(&run_dir).map_err(RuntimeError::io("separating mounts in", &run_dir))?;
             let shim = launch::install(&identity.agent_root().join("bin"))?;
             Ok(Self {
                 inner: Arc::new(Inner {
@@ -125,6 +127,19 @@ impl Runtime {
     fn run_dir(&self, uid: &str) -> PathBuf {
         self.identity().pod_run_dir(uid)
     }
+}
+
+/// Makes a directory a mount of its own from which no mount spreads: a pinned namespace that
+/// spread into another mount namespace would live on there.
+fn make_private(directory: &Path) -> std::io::Result<()> {
+    use nix::mount::{MsFlags, mount};
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let mut points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+    let none = None::<&str>;
+    if !points.any(|point| Path::new(point) == directory) {
+        mount(Some(directory), directory, none, MsFlags::MS_BIND, none)?;
+    }
+    Ok(mount(none, directory, none, MsFlags::MS_PRIVATE, none)?)
 }
 
 /// The configurations of the sandboxes in a run directory. A directory without a readable one
