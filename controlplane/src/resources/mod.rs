@@ -5,7 +5,25 @@
 //! prints. The [`Registry`] is a value, so that it can grow at run time. Objects are dynamic
 //! JSON here; their structure comes from the generated `schema` table.
 
+mod configmaps;
+mod deployments;
+mod error;
+mod events;
+mod leases;
+mod metadata;
+mod namespaces;
+mod nodes;
+mod object;
+mod pod_spec;
+mod pods;
+mod print;
 pub mod quantity;
+mod rbac;
+mod replicasets;
+mod secrets;
+mod serviceaccounts;
+mod services;
+pub(crate) mod syntax;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -109,7 +127,63 @@ pub struct FieldError {
     pub message: String,
 }
 
+impl Hooks {
+    /// Nothing is completed, everything is right, and a delete does not wait.
+    pub const NONE: Self = Self {
+        default: |_| {},
+        prepare_create: |_| {},
+        prepare_update: |_, _| {},
+        validate: |_| Vec::new(),
+        validate_update: |_, _| Vec::new(),
+        default_grace_period: |_| None,
+    };
+}
+
 impl Resource {
+    /// A resource in namespaces with nothing but its names, which prints name and age.
+    const fn namespaced(
+        group: &'static str,
+        version: &'static str,
+        kind: &'static str,
+        plural: &'static str,
+        schema: &'static str,
+    ) -> Self {
+        Self {
+            group,
+            version,
+            kind,
+            plural,
+            singular: "",
+            short_names: &[],
+            categories: &[],
+            namespaced: true,
+            schema,
+            has_status: false,
+            scale: None,
+            has_generation: false,
+            hooks: Hooks::NONE,
+            columns: &[print::NAME, print::AGE],
+            row: |object, now| vec![print::name(object), print::age(object, now)],
+            selectable_fields: &[],
+            time_to_live: None,
+            stored_as: None,
+        }
+    }
+
+    /// The same outside of namespaces.
+    const fn cluster_scoped(
+        group: &'static str,
+        version: &'static str,
+        kind: &'static str,
+        plural: &'static str,
+        schema: &'static str,
+    ) -> Self {
+        Self {
+            namespaced: false,
+            ..Self::namespaced(group, version, kind, plural, schema)
+        }
+    }
+
     /// `apps/v1`, or `v1` for the core group.
     pub fn api_version(&self) -> String {
         if self.group.is_empty() {
@@ -179,45 +253,45 @@ impl Registry {
 /// Every built-in resource.
 pub fn registry() -> Registry {
     let mut registry = Registry::default();
-    registry.add(Resource {
-        namespaced: false,
-        ..plain("Namespace", "namespaces", "io.k8s.api.core.v1.Namespace")
-    });
-    registry.add(plain(
-        "ConfigMap",
-        "configmaps",
-        "io.k8s.api.core.v1.ConfigMap",
-    ));
+    for resource in [
+        configmaps::resource(),
+        deployments::resource(),
+        leases::resource(),
+        namespaces::resource(),
+        nodes::resource(),
+        pods::resource(),
+        replicasets::resource(),
+        secrets::resource(),
+        serviceaccounts::resource(),
+        services::resource(),
+    ] {
+        registry.add(resource);
+    }
+    for resource in events::resources().into_iter().chain(rbac::resources()) {
+        registry.add(resource);
+    }
     registry
 }
 
-/// A namespaced kind of the core group without rules of its own.
-fn plain(kind: &'static str, plural: &'static str, schema: &'static str) -> Resource {
-    Resource {
-        group: "",
-        version: "v1",
-        kind,
-        plural,
-        singular: "",
-        short_names: &[],
-        categories: &[],
-        namespaced: true,
-        schema,
-        has_status: false,
-        scale: None,
-        has_generation: false,
-        hooks: Hooks {
-            default: |_| {},
-            prepare_create: |_| {},
-            prepare_update: |_, _| {},
-            validate: |_| Vec::new(),
-            validate_update: |_, _| Vec::new(),
-            default_grace_period: |_| None,
-        },
-        columns: &[],
-        row: |_, _| Vec::new(),
-        selectable_fields: &[],
-        time_to_live: None,
-        stored_as: None,
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schema::schema;
+
+    #[test]
+    fn declarations_agree_with_the_schema() {
+        let now = jiff::Timestamp::now();
+        for resource in registry().iter() {
+            let definition = schema().get(resource.schema).expect(resource.schema);
+            let named = (resource.group, resource.version, resource.kind);
+            assert_eq!(definition.gvk, Some(named));
+            assert_eq!(resource.singular, resource.kind.to_lowercase());
+            assert_eq!(
+                (resource.row)(&Value::Null, now).len(),
+                resource.columns.len(),
+                "{}",
+                resource.plural
+            );
+        }
     }
 }

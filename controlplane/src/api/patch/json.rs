@@ -11,7 +11,7 @@ const MAX_OPERATIONS: usize = 10_000;
 ///
 /// # Errors
 /// 400 when `patch` is no list of operations, 422 when one does not apply.
-pub fn apply(target: &mut Value, patch: &Value) -> Result<(), ApiError> {
+pub(super) fn apply(target: &mut Value, patch: &Value) -> Result<(), ApiError> {
     let operations: json_patch::Patch = serde_json::from_value(patch.clone())
         .map_err(|e| ApiError::bad_request(format!("error decoding JSON patch: {e}")))?;
     if operations.0.len() > MAX_OPERATIONS {

@@ -22,7 +22,12 @@ const ELEMENT_ORDER: &str = "$setElementOrder/";
 ///
 /// # Errors
 /// 400 for a malformed directive, 422 when a list's item lacks its key.
-pub fn apply(schema: &Schema, ty: &Type, live: Value, patch: Value) -> Result<Value, ApiError> {
+pub(super) fn apply(
+    schema: &Schema,
+    ty: &Type,
+    live: Value,
+    patch: Value,
+) -> Result<Value, ApiError> {
     let (Value::Object(live), Value::Object(patch)) = (live, patch) else {
         return Err(ApiError::bad_request(
             "a strategic merge patch must be a JSON object",

@@ -1,0 +1,112 @@
+//! Pods.
+
+mod row;
+mod update;
+
+use serde_json::{Value, json};
+
+use super::object::{carry_over, default, default_zero, ensure, integer, text};
+use super::pod_spec::{defaults, qos, validation};
+use super::print::{AGE, NAME, column, wide};
+use super::{Column, FieldError, Hooks, Resource, metadata};
+
+const COLUMNS: &[Column] = &[
+    NAME,
+    column(
+        "Ready",
+        "string",
+        "How many of the pod's containers are ready, of all.",
+    ),
+    column(
+        "Status",
+        "string",
+        "The phase, or why the pod is not further.",
+    ),
+    column(
+        "Restarts",
+        "string",
+        "How often its containers were started again, and when last.",
+    ),
+    AGE,
+    wide("IP", "string", "The pod's primary address."),
+    wide("Node", "string", "The node that the pod is bound to."),
+    wide(
+        "Nominated Node",
+        "string",
+        "The node that preemption makes room on for the pod.",
+    ),
+    wide(
+        "Readiness Gates",
+        "string",
+        "How many of the pod's readiness gates hold, of all.",
+    ),
+];
+
+pub(super) fn resource() -> Resource {
+    Resource {
+        singular: "pod",
+        short_names: &["po"],
+        categories: &["all"],
+        has_status: true,
+        has_generation: true,
+        hooks: Hooks {
+            default: defaults::default_pod,
+            prepare_create,
+            prepare_update,
+            validate,
+            validate_update: update::validate,
+            default_grace_period: |pod| Some(integer(pod, "spec.terminationGracePeriodSeconds")),
+        },
+        columns: COLUMNS,
+        row: row::row,
+        selectable_fields: &[
+            "spec.nodeName",
+            "spec.restartPolicy",
+            "spec.schedulerName",
+            "spec.serviceAccountName",
+            "spec.hostNetwork",
+            "status.phase",
+            "status.podIP",
+            "status.nominatedNodeName",
+        ],
+        ..Resource::namespaced("", "v1", "Pod", "pods", "io.k8s.api.core.v1.Pod")
+    }
+}
+
+/// A new pod waits, whatever the client said of its status; what the admission plugins
+/// `ServiceAccount`, `Priority` and `DefaultTolerationSeconds` add is added here.
+fn prepare_create(pod: &mut Value) {
+    let spec = ensure(pod, "spec");
+    default_zero(spec, "serviceAccountName", "default");
+    spec["serviceAccount"] = spec["serviceAccountName"].clone();
+    let priority = match text(spec, "priorityClassName") {
+        "system-cluster-critical" => 2_000_000_000,
+        "system-node-critical" => 2_000_001_000,
+        _ => 0,
+    };
+    default(spec, "priority", priority);
+    default_zero(spec, "preemptionPolicy", "PreemptLowerPriority");
+    defaults::default_tolerations(spec);
+    pod["status"] = json!({"phase": "Pending", "qosClass": qos::qos_class(&pod["spec"])});
+}
+
+fn prepare_update(new: &mut Value, old: &Value) {
+    carry_over(new, old, "status");
+    // Defaulting may not touch what admission once filled in.
+    for field in [
+        "serviceAccountName",
+        "serviceAccount",
+        "priority",
+        "preemptionPolicy",
+    ] {
+        if let Some(value) = old.pointer(&format!("/spec/{field}")) {
+            default(&mut new["spec"], field, value.clone());
+        }
+    }
+}
+
+fn validate(pod: &Value) -> Vec<FieldError> {
+    let mut errors = metadata::validate(pod);
+    errors.extend(validation::pod_spec(&pod["spec"], "spec"));
+    errors
+}
