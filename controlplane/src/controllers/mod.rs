@@ -9,13 +9,20 @@
 //! can be stopped at any instant: nothing that matters is in its memory alone.
 
 mod deployment;
+mod event_ttl;
 pub mod events;
+mod garbage_collector;
 pub mod informer;
+mod monitor;
+mod namespace;
+mod node_lifecycle;
 pub mod ownership;
+mod pod_gc;
 pub mod pod_state;
 pub mod queue;
 mod replicaset;
 pub mod runner;
+mod service_account;
 pub mod tasks;
 
 use std::time::Duration;
@@ -25,6 +32,7 @@ use kube::Client;
 pub use informer::Informers;
 
 use events::EventRecorder;
+use monitor::Monitor;
 use tasks::Tasks;
 
 /// What the controllers have to be told.
@@ -65,8 +73,31 @@ impl Running {
 pub fn start(client: Client, informers: &Informers, config: Config) -> Running {
     let tasks = Tasks::default();
     let events = EventRecorder::start(client.clone(), "controller-manager", &tasks);
-    let _ = config;
     deployment::start(client.clone(), informers, &events, &tasks);
     replicaset::start(client.clone(), informers, &events, &tasks);
+    service_account::start(client.clone(), informers, config.root_ca, &tasks);
+    node_lifecycle::start(
+        client.clone(),
+        informers,
+        &events,
+        config.node_grace_period,
+        &tasks,
+    );
+    pod_gc::start(client.clone(), informers, config.terminated_pods, &tasks);
+    event_ttl::start(client.clone(), &tasks);
+
+    let collected = garbage_collector::Observed::default();
+    let emptied = namespace::Observed::new(informers);
+    let (to_collector, to_namespaces) = (collected.clone(), emptied.clone());
+    let monitor = Monitor::start(
+        client.clone(),
+        vec![
+            Box::new(move |observation| to_collector.observe(observation)),
+            Box::new(move |observation| to_namespaces.observe(observation)),
+        ],
+        &tasks,
+    );
+    garbage_collector::start(client.clone(), &monitor, collected, &tasks);
+    namespace::start(client, &monitor, emptied, &tasks);
     Running { tasks }
 }

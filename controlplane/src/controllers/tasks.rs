@@ -20,17 +20,18 @@ pub struct Tasks {
 }
 
 impl Tasks {
-    /// A set that also stops when `parent` does.
+    /// A part of `parent` that can be cancelled alone. Stopping `parent` stops it, and waits
+    /// for it.
     pub fn child_of(parent: &Tasks) -> Self {
         Self {
             cancel: parent.cancel.child_token(),
-            tracker: TaskTracker::new(),
+            tracker: parent.tracker.clone(),
         }
     }
 
-    /// Ends when the set is asked to stop.
-    pub fn cancelled(&self) -> CancellationToken {
-        self.cancel.clone()
+    /// Asks every task to end, without waiting for it.
+    pub fn cancel(&self) {
+        self.cancel.cancel();
     }
 
     /// Runs one task to its end, or until the set stops.

@@ -29,6 +29,8 @@ use crate::controllers::events::EventRecorder;
 use crate::controllers::informer::Informer;
 use crate::controllers::tasks::Tasks;
 
+pub(crate) use plugins::tolerates;
+
 use cluster::Cluster;
 use cycle::{Choice, Profile};
 use queue::SchedulingQueue;

@@ -13,6 +13,8 @@ mod unschedulable;
 
 use std::borrow::Cow;
 
+pub(crate) use taints::tolerates;
+
 use super::cluster::NodeInfo;
 use super::needs::Needs;
 
