@@ -1,10 +1,20 @@
 //! The node agent: everything that happens on one node.
+//!
+//! [`Agent::start`] takes a [`Config`] and gives a [`Running`] agent; [`purge`] ends everything that
+//! an agent of a data directory ever had on this host.
 
+mod agent;
 pub mod identity;
 pub mod logs;
 pub mod net;
+pub mod node;
 pub mod pod;
+mod purge;
 mod quantity;
 pub mod runtime;
 pub mod server;
 pub mod volume;
+mod wiring;
+
+pub use agent::{Agent, AgentError, Config, MAX_PODS, Running};
+pub use purge::{PurgeError, purge};

@@ -291,11 +291,11 @@ impl Launch {
             )
         };
         let name = self.container.image.as_deref().unwrap_or_default();
-        if let Err(error) = node.images.hold(&id, name).await {
+        let sandbox = &self.live.sandbox;
+        let (held, created) = tokio::join!(node.images.hold(&id, name), sandbox.create(config));
+        if let Err(error) = held {
             tracing::warn!(pod = pod.metadata.name, %error, "image not protected from removal");
         }
-        let sandbox = &self.live.sandbox;
-        let created = sandbox.create(config).await;
         created.map_err(|error| left(failed(error)))?;
         node.events
             .container(pod, field, Severity::Normal, "Created", "Container created");

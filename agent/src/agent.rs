@@ -1,0 +1,263 @@
+//! The agent as a whole: `Config -> Agent::start -> Running`.
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use futures::FutureExt;
+use k8s_openapi::api::core::v1::Pod;
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client};
+use skiff_images::{Puller, Store};
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::identity::Identity;
+use crate::logs::Watcher;
+use crate::net::{Network, NetworkConfig, NetworkError};
+use crate::node::host::Host;
+use crate::node::{NodeConfig, Registrar, allocatable_memory};
+use crate::pod::api::KubeApi;
+use crate::pod::dispatch::{Dispatch, FindSandbox, Pods};
+use crate::pod::events::{self, Events};
+use crate::pod::fields::NodeFacts;
+use crate::pod::seams::PodSandbox;
+use crate::pod::{NodeContext, record};
+use crate::runtime::{Runtime, RuntimeError};
+use crate::server::{Credentials, NodeServer, ServerConfig, ServerError};
+use crate::wiring::{Lookup, NodeImages, NodeRuntime, NodeSandbox, Sandboxes};
+
+/// Pods that a node takes by default.
+pub const MAX_PODS: u32 = 500;
+
+/// What an agent is made of.
+pub struct Config {
+    pub identity: Identity,
+    /// The API, in this process or elsewhere.
+    pub client: Client,
+    pub node_name: String,
+    /// Labels beside those that every node has, such as `node-role.kubernetes.io/control-plane`.
+    pub labels: BTreeMap<String, String>,
+    /// Where the node is reached; see [`crate::node::host_address`].
+    pub address: IpAddr,
+    pub images: Store,
+    pub puller: Arc<dyn Puller>,
+    /// Nothing is ever fetched; an image that is here serves `imagePullPolicy: Always` too.
+    pub offline: bool,
+    /// Where the node's HTTPS endpoint listens; port 0 takes any.
+    pub listen: SocketAddr,
+    pub credentials: Credentials,
+    pub network: NetworkConfig,
+    pub max_pods: u32,
+}
+
+/// Why an agent could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    #[error("the container runtime: {0}")]
+    Runtime(#[from] RuntimeError),
+    #[error("the pod network: {0}")]
+    Network(#[from] NetworkError),
+    #[error("the node's endpoint: {0}")]
+    Server(#[from] ServerError),
+    #[error("reading this node's pods: {0}")]
+    Pods(#[source] std::io::Error),
+    #[error("watching log files: {0}")]
+    Logs(#[source] std::io::Error),
+}
+
+/// The node agent.
+pub struct Agent;
+
+impl Agent {
+    /// Takes over the pods that run, and begins to look after this node.
+    ///
+    /// The API need not answer yet: pods that are known are looked after without it.
+    ///
+    /// # Errors
+    /// When something that every pod needs can't be had on this host.
+    pub async fn start(config: Config) -> Result<Running, AgentError> {
+        let (runtime, network) = tokio::join!(
+            Runtime::new(config.identity.clone()),
+            Network::open(config.identity.clone(), config.network.clone()),
+        );
+        let (runtime, network) = (runtime?, network?);
+        let (known, host) = read_host(&config.identity).await?;
+        let sandboxes = Sandboxes::default();
+        adopt(&runtime, &network, &sandboxes, &known).await?;
+
+        let (events, queue) = Events::queue();
+        let pods = Pods::default();
+        let lookup = Lookup {
+            identity: config.identity.clone(),
+            pods: pods.clone(),
+            sandboxes: sandboxes.clone(),
+        };
+        let server_config = ServerConfig {
+            node_name: config.node_name.clone(),
+            listen: config.listen,
+            credentials: config.credentials,
+        };
+        let logs = Watcher::new().map_err(AgentError::Logs)?;
+        let server = NodeServer::bind(server_config, Arc::new(lookup), logs).await?;
+        let endpoint = server.local_addr().map_err(|source| ServerError::Listen {
+            address: config.listen,
+            source,
+        })?;
+
+        let node = NodeConfig {
+            name: config.node_name.clone(),
+            labels: config.labels,
+            address: config.address,
+            port: endpoint.port(),
+            pod_cidr: network.cidr().to_string(),
+            max_pods: config.max_pods,
+        };
+        let context = Arc::new(NodeContext {
+            facts: facts(&node, &host),
+            memory_capacity: host.memory_bytes,
+            identity: config.identity,
+            offline: config.offline,
+            runtime: Arc::new(NodeRuntime {
+                runtime,
+                sandboxes: sandboxes.clone(),
+            }),
+            network: Arc::new(network),
+            images: Arc::new(NodeImages {
+                store: config.images.clone(),
+                puller: config.puller,
+            }),
+            api: Arc::new(KubeApi::new(config.client.clone())),
+            events: events.clone(),
+        });
+        let registrar = Registrar::new(node, host, config.images, config.client.clone(), events);
+        let registered = registrar.registered();
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(server.run(stop.clone()));
+        tasks.spawn(until(&stop, registrar.run()));
+        tasks.spawn(until(
+            &stop,
+            events::write(config.client.clone(), config.node_name.clone(), queue),
+        ));
+        let dispatch = Dispatch::new(context, pods, find(sandboxes));
+        let watch = watch_pods(config.client, &config.node_name);
+        tasks.spawn(until(&stop, dispatch.run(known, watch)));
+        Ok(Running {
+            stop,
+            tasks,
+            registered,
+            endpoint,
+        })
+    }
+}
+
+/// Runs a task until the agent stops.
+fn until(
+    stop: &CancellationToken,
+    work: impl Future<Output = ()> + Send + 'static,
+) -> impl Future<Output = ()> + Send + 'static {
+    let stop = stop.clone();
+    async move {
+        stop.run_until_cancelled_owned(work)
+            .await
+            .unwrap_or_default()
+    }
+}
+
+async fn read_host(identity: &Identity) -> Result<(Vec<Pod>, Host), AgentError> {
+    let (pods_dir, root) = (identity.pods_dir(), identity.agent_root());
+    let looked = tokio::task::spawn_blocking(move || {
+        std::fs::create_dir_all(&pods_dir)?;
+        Ok((record::load_all(&pods_dir)?, Host::look(&root)))
+    });
+    match looked.await {
+        Ok(result) => result.map_err(AgentError::Pods),
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+/// Finds the sandboxes that run, and ends those whose pods nobody knows.
+async fn adopt(
+    runtime: &Runtime,
+    network: &Network,
+    sandboxes: &Sandboxes,
+    known: &[Pod],
+) -> Result<(), AgentError> {
+    let uids: HashSet<String> = known
+        .iter()
+        .filter_map(|p| p.metadata.uid.clone())
+        .collect();
+    for sandbox in runtime.sandboxes().await? {
+        if uids.contains(sandbox.uid()) {
+            sandboxes.put(sandbox);
+        } else {
+            sandbox.destroy().await?;
+        }
+    }
+    Ok(network.reconcile(uids).await?)
+}
+
+fn find(sandboxes: Sandboxes) -> FindSandbox {
+    Arc::new(move |uid| {
+        let sandboxes = sandboxes.clone();
+        async move {
+            let sandbox = sandboxes.get(&uid)?;
+            let sandbox: Arc<dyn PodSandbox> = Arc::new(NodeSandbox { sandbox, sandboxes });
+            Some(sandbox)
+        }
+        .boxed()
+    })
+}
+
+fn facts(node: &NodeConfig, host: &Host) -> NodeFacts {
+    NodeFacts {
+        node_name: node.name.clone(),
+        host_ips: vec![node.address],
+        allocatable_milli_cpu: i64::try_from(host.cpus).unwrap_or(1) * 1000,
+        allocatable_memory: allocatable_memory(host),
+    }
+}
+
+fn watch_pods(
+    client: Client,
+    node_name: &str,
+) -> impl futures::Stream<Item = Result<watcher::Event<Pod>, watcher::Error>> + Send + use<> {
+    let config = watcher::Config::default().fields(&format!("spec.nodeName={node_name}"));
+    watcher(Api::<Pod>::all(client), config).default_backoff()
+}
+
+/// An agent at work. Dropping it stops the agent and leaves the containers running, as
+/// [`Running::shutdown`] does in good order.
+pub struct Running {
+    stop: CancellationToken,
+    tasks: JoinSet<()>,
+    registered: watch::Receiver<bool>,
+    endpoint: SocketAddr,
+}
+
+impl Running {
+    /// Where the node's HTTPS endpoint listens.
+    pub fn endpoint(&self) -> SocketAddr {
+        self.endpoint
+    }
+
+    /// Resolves once the node is in the API, and Ready.
+    pub async fn registered(&self) {
+        let mut registered = self.registered.clone();
+        // An error means that the agent ended.
+        let _ = registered.wait_for(|done| *done).await;
+    }
+
+    /// Resolves when a part of the agent ends that should not: with the panic that ended it.
+    pub async fn failed(&mut self) -> Option<JoinError> {
+        self.tasks.join_next().await.and_then(Result::err)
+    }
+
+    /// Stops the agent. Containers go on.
+    pub async fn shutdown(mut self) {
+        self.stop.cancel();
+        while self.tasks.join_next().await.is_some() {}
+    }
+}

@@ -1,0 +1,267 @@
+//! This host as a Kubernetes node: registration, heartbeat, conditions, capacity.
+//!
+//! [`host`] finds out what the host is; [`status`] says it as a Node's status; [`Registrar`] puts the Node
+//! into the API, keeps its status true (written when it changes, and every five minutes), and renews
+//! its lease.
+
+pub mod host;
+mod lease;
+mod status;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Node, NodeSpec, NodeStatus, ObjectReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::{Api, Client};
+use serde_json::json;
+use skiff_images::Store;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::pod::events::{Events, Severity};
+use host::Host;
+
+pub use host::host_address;
+pub(crate) use status::allocatable_memory;
+
+/// Between looks at the host, as the kubelet's `nodeStatusUpdateFrequency`.
+const LOOK: Duration = Duration::from_secs(10);
+/// The longest time without a written status, as the kubelet's `nodeStatusReportFrequency`.
+const REPORT: Duration = Duration::from_secs(300);
+/// Between attempts to reach an API that does not answer.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What a node tells of itself.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    pub name: String,
+    /// Beside those that Kubernetes gives to every node.
+    pub labels: BTreeMap<String, String>,
+    /// Where the node is reached.
+    pub address: IpAddr,
+    /// Of the node's HTTPS endpoint.
+    pub port: u16,
+    /// The addresses of its pods, in CIDR notation.
+    pub pod_cidr: String,
+    pub max_pods: u32,
+}
+
+/// Keeps the Node object.
+pub(crate) struct Registrar {
+    config: NodeConfig,
+    host: Host,
+    images: Store,
+    nodes: Api<Node>,
+    client: Client,
+    events: Events,
+    /// True once the node is in the API with its status.
+    registered: watch::Sender<bool>,
+}
+
+impl Registrar {
+    pub(crate) fn new(
+        config: NodeConfig,
+        host: Host,
+        images: Store,
+        client: Client,
+        events: Events,
+    ) -> Self {
+        Self {
+            config,
+            host,
+            images,
+            nodes: Api::all(client.clone()),
+            client,
+            events,
+            registered: watch::channel(false).0,
+        }
+    }
+
+    /// Turns true when the node is in the API.
+    pub(crate) fn registered(&self) -> watch::Receiver<bool> {
+        self.registered.subscribe()
+    }
+
+    /// Registers the node and keeps it true, until dropped.
+    pub(crate) async fn run(self) {
+        let mut known = self.register_until_done().await;
+        let uid = known.metadata.uid.clone().unwrap_or_default();
+        let lease = lease::renew(self.client.clone(), self.config.name.clone(), uid);
+        tokio::join!(lease, self.keep_status(&mut known));
+    }
+
+    async fn register_until_done(&self) -> Node {
+        let mut reported = false;
+        loop {
+            match self.register().await {
+                Ok(node) => return node,
+                Err(error) if !reported => {
+                    tracing::warn!(node = self.config.name, %error, "node not registered, trying again");
+                    reported = true;
+                }
+                Err(_) => {}
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    /// Puts the node into the API. One that is there keeps its labels and taints; those that
+    /// are this node's to set are set.
+    async fn register(&self) -> Result<Node, kube::Error> {
+        let name = &self.config.name;
+        match self.nodes.get_opt(name).await? {
+            Some(found) => {
+                let labels = status::labels(&self.config, &self.host);
+                let had = found.metadata.labels.unwrap_or_default();
+                if labels
+                    .iter()
+                    .any(|(key, value)| had.get(key) != Some(value))
+                {
+                    let patch = Patch::Merge(json!({"metadata": {"labels": labels}}));
+                    self.nodes
+                        .patch(name, &PatchParams::default(), &patch)
+                        .await?;
+                }
+                self.write_status(found.status.as_ref()).await
+            }
+            None => {
+                self.nodes
+                    .create(&PostParams::default(), &self.new_node())
+                    .await?;
+                let node = self.write_status(None).await?;
+                self.tell_first_conditions();
+                Ok(node)
+            }
+        }
+    }
+
+    fn new_node(&self) -> Node {
+        Node {
+            metadata: ObjectMeta {
+                name: Some(self.config.name.clone()),
+                labels: Some(status::labels(&self.config, &self.host)),
+                ..ObjectMeta::default()
+            },
+            spec: Some(NodeSpec {
+                pod_cidr: Some(self.config.pod_cidr.clone()),
+                pod_cidrs: Some(vec![self.config.pod_cidr.clone()]),
+                ..NodeSpec::default()
+            }),
+            status: None,
+        }
+    }
+
+    async fn write_status(&self, last: Option<&NodeStatus>) -> Result<Node, kube::Error> {
+        let status = self.look(last).await;
+        self.put(&status).await
+    }
+
+    async fn put(&self, status: &NodeStatus) -> Result<Node, kube::Error> {
+        let patch = Patch::Strategic(json!({"status": status}));
+        let name = &self.config.name;
+        let written = self
+            .nodes
+            .patch_status(name, &PatchParams::default(), &patch)
+            .await?;
+        self.registered.send_replace(true);
+        Ok(written)
+    }
+
+    /// The node's status as the host is now.
+    async fn look(&self, last: Option<&NodeStatus>) -> NodeStatus {
+        let images = match self.images.list().await {
+            Ok(images) => images,
+            Err(error) => {
+                tracing::warn!(%error, "can't list this node's images");
+                Vec::new()
+            }
+        };
+        let dir = self.images.root().to_owned();
+        let pressure = tokio::task::spawn_blocking(move || host::Pressure::look(&dir)).await;
+        let pressure = pressure.unwrap_or_default();
+        status::compute(
+            &self.config,
+            &self.host,
+            &images,
+            pressure,
+            last,
+            Timestamp::now(),
+        )
+    }
+
+    async fn keep_status(&self, known: &mut Node) {
+        let mut written = Instant::now();
+        let mut failing = false;
+        loop {
+            tokio::time::sleep(if failing { RETRY } else { LOOK }).await;
+            let last = known.status.as_ref();
+            let status = self.look(last).await;
+            let changed = last.is_none_or(|last| status::differs(last, &status));
+            if !changed && !failing && written.elapsed() < REPORT {
+                continue;
+            }
+            match self.put(&status).await {
+                Ok(node) => {
+                    self.tell_changes(last, &status);
+                    *known = node;
+                    written = Instant::now();
+                    failing = false;
+                }
+                Err(kube::Error::Api(answer)) if answer.code == 404 => {
+                    // Somebody deleted the node: it joins again.
+                    *known = self.register_until_done().await;
+                    written = Instant::now();
+                    failing = false;
+                }
+                Err(error) => {
+                    if !failing {
+                        tracing::warn!(node = self.config.name, %error, "node status not written, trying again");
+                    }
+                    failing = true;
+                }
+            }
+        }
+    }
+
+    fn tell_first_conditions(&self) {
+        self.tell(Severity::Normal, "Starting", "Starting kubelet.".into());
+        for reason in [
+            "NodeHasSufficientMemory",
+            "NodeHasNoDiskPressure",
+            "NodeHasSufficientPID",
+            "NodeReady",
+        ] {
+            self.tell_status(reason);
+        }
+        let message = "Updated Node Allocatable limit across pods".to_owned();
+        self.tell(Severity::Normal, "NodeAllocatableEnforced", message);
+    }
+
+    fn tell_changes(&self, last: Option<&NodeStatus>, now: &NodeStatus) {
+        let Some(last) = last else { return };
+        for reason in status::transitions(last, now) {
+            self.tell_status(reason);
+        }
+    }
+
+    fn tell_status(&self, reason: &'static str) {
+        let message = format!("Node {} status is now: {reason}", self.config.name);
+        self.tell(Severity::Normal, reason, message);
+    }
+
+    fn tell(&self, severity: Severity, reason: &'static str, message: String) {
+        let node = ObjectReference {
+            api_version: Some("v1".into()),
+            kind: Some("Node".into()),
+            name: Some(self.config.name.clone()),
+            // The kubelet's habit: a node's events go by its name.
+            uid: Some(self.config.name.clone()),
+            ..ObjectReference::default()
+        };
+        self.events.record(node, severity, reason, message);
+    }
+}

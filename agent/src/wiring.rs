@@ -1,0 +1,380 @@
+//! The real parts behind the pod worker's traits: runtime, network, images.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use base64::Engine;
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::{Pod, Secret};
+use skiff_images::{Credentials, Image, PullRequest, Puller, Reference, Store};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::sync::watch;
+
+use crate::identity::Identity;
+use crate::net::Network;
+use crate::pod::dispatch::Pods;
+use crate::pod::seams::{
+    ContainerError, ContainerRuntime, ExecOutcome, ImageSource, PodNetwork, PodSandbox,
+    ResolvedImage, SeamError, SeamResult,
+};
+use crate::runtime::types::{
+    ContainerConfig, ContainerRecord, ExecRequest, SandboxConfig, SandboxState,
+};
+use crate::runtime::{Runtime, RuntimeError, Sandbox, Session};
+use crate::server::{NodePod, PodLookup};
+
+/// Bytes of a probe's or hook's output that are kept.
+const MAX_OUTPUT: usize = 10 * 1024;
+
+/// The sandboxes of this node by the uids of their pods.
+#[derive(Clone, Default)]
+pub(crate) struct Sandboxes {
+    by_uid: Arc<Mutex<HashMap<String, Sandbox>>>,
+}
+
+impl Sandboxes {
+    pub(crate) fn get(&self, uid: &str) -> Option<Sandbox> {
+        self.lock().get(uid).cloned()
+    }
+
+    pub(crate) fn put(&self, sandbox: Sandbox) {
+        self.lock().insert(sandbox.uid().to_owned(), sandbox);
+    }
+
+    fn remove(&self, uid: &str) {
+        self.lock().remove(uid);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Sandbox>> {
+        // The map is whole between any two statements, also after a panic elsewhere.
+        self.by_uid.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The runtime, which remembers the sandboxes it started.
+pub(crate) struct NodeRuntime {
+    pub(crate) runtime: Runtime,
+    pub(crate) sandboxes: Sandboxes,
+}
+
+#[async_trait]
+impl ContainerRuntime for NodeRuntime {
+    async fn start_sandbox(&self, config: SandboxConfig) -> SeamResult<Arc<dyn PodSandbox>> {
+        let created = self.runtime.create_sandbox(config).await;
+        let sandbox = created.map_err(SeamError::from_display)?;
+        self.sandboxes.put(sandbox.clone());
+        Ok(Arc::new(NodeSandbox {
+            sandbox,
+            sandboxes: self.sandboxes.clone(),
+        }))
+    }
+
+    async fn records(&self, pod_dir: &Path) -> SeamResult<Vec<ContainerRecord>> {
+        let records = Runtime::records(pod_dir.to_owned()).await;
+        records.map_err(SeamError::from_display)
+    }
+}
+
+/// One sandbox of the runtime.
+pub(crate) struct NodeSandbox {
+    pub(crate) sandbox: Sandbox,
+    pub(crate) sandboxes: Sandboxes,
+}
+
+impl From<RuntimeError> for ContainerError {
+    fn from(error: RuntimeError) -> Self {
+        Self {
+            reason: error.reason(),
+            message: error.to_string(),
+        }
+    }
+}
+
+#[async_trait]
+impl PodSandbox for NodeSandbox {
+    fn network_namespace(&self) -> Option<PathBuf> {
+        self.sandbox.netns().map(Path::to_owned)
+    }
+
+    fn state(&self) -> watch::Receiver<SandboxState> {
+        self.sandbox.watch()
+    }
+
+    async fn create(&self, config: ContainerConfig) -> Result<ContainerRecord, ContainerError> {
+        Ok(self.sandbox.create_container(config).await?)
+    }
+
+    async fn start(&self, id: &str) -> Result<ContainerRecord, ContainerError> {
+        Ok(self.sandbox.start_container(id).await?)
+    }
+
+    async fn signal(&self, id: &str, signal: i32) -> SeamResult<()> {
+        let sent = self.sandbox.signal(id, signal).await;
+        sent.map_err(SeamError::from_display)
+    }
+
+    async fn remove(&self, id: &str) -> SeamResult<()> {
+        let removed = self.sandbox.remove_container(id).await;
+        removed.map_err(SeamError::from_display)
+    }
+
+    async fn exec(
+        &self,
+        id: &str,
+        command: &[String],
+        timeout: Option<Duration>,
+    ) -> SeamResult<ExecOutcome> {
+        let request = ExecRequest {
+            command: command.to_vec(),
+            tty: false,
+            stdin: false,
+        };
+        let work = async {
+            let session = self.sandbox.exec(id, request).await;
+            collect(session.map_err(SeamError::from_display)?).await
+        };
+        match timeout {
+            // Dropping the session kills the command.
+            Some(limit) => match tokio::time::timeout(limit, work).await {
+                Ok(outcome) => outcome,
+                Err(_) => Ok(ExecOutcome::TimedOut),
+            },
+            None => work.await,
+        }
+    }
+
+    async fn destroy(&self) -> SeamResult<()> {
+        self.sandbox
+            .destroy()
+            .await
+            .map_err(SeamError::from_display)?;
+        self.sandboxes.remove(self.sandbox.uid());
+        Ok(())
+    }
+}
+
+/// Waits for a command's end and gathers what it said on both streams.
+async fn collect(mut session: Session) -> SeamResult<ExecOutcome> {
+    let (stdout, stderr) = (session.stdout.take(), session.stderr.take());
+    let (mut out, err, code) = tokio::join!(read(stdout), read(stderr), session.wait());
+    out.extend(err);
+    out.truncate(MAX_OUTPUT);
+    Ok(ExecOutcome::Exited {
+        code: code.map_err(SeamError::from_display)?,
+        output: String::from_utf8_lossy(&out).into_owned(),
+    })
+}
+
+/// The beginning of a stream; the rest is read too, so that the command is not held up.
+async fn read(stream: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
+    let mut kept = Vec::new();
+    let Some(mut stream) = stream else {
+        return kept;
+    };
+    let mut buffer = [0; 4096];
+    while let Ok(count @ 1..) = stream.read(&mut buffer).await {
+        let room = MAX_OUTPUT.saturating_sub(kept.len());
+        kept.extend_from_slice(&buffer[..count.min(room)]);
+    }
+    kept
+}
+
+#[async_trait]
+impl PodNetwork for Network {
+    async fn attach(&self, uid: &str, namespace: &Path) -> SeamResult<Vec<IpAddr>> {
+        let attached = Network::attach(self, uid, namespace).await;
+        Ok(vec![attached.map_err(SeamError::from_display)?.ip.into()])
+    }
+
+    async fn detach(&self, uid: &str) -> SeamResult<()> {
+        let detached = Network::detach(self, uid).await;
+        detached.map_err(SeamError::from_display)
+    }
+}
+
+/// The image store, and what fetches into it.
+pub(crate) struct NodeImages {
+    pub(crate) store: Store,
+    pub(crate) puller: Arc<dyn Puller>,
+}
+
+impl NodeImages {
+    async fn get(&self, image: &str) -> SeamResult<Option<Arc<Image>>> {
+        let reference: Reference = image.parse().map_err(SeamError::from_display)?;
+        let found = self.store.get(&reference).await;
+        found.map_err(SeamError::from_display)
+    }
+}
+
+fn resolved(image: &Image) -> ResolvedImage {
+    let pulled = image.repo_digests().first().map(ToString::to_string);
+    ResolvedImage {
+        id: pulled.unwrap_or_else(|| image.id.to_string()),
+        config: image.config.clone(),
+        layers: image.layers.clone(),
+    }
+}
+
+#[async_trait]
+impl ImageSource for NodeImages {
+    fn canonical(&self, image: &str) -> String {
+        match image.parse::<Reference>() {
+            Ok(reference) => reference.to_string(),
+            Err(_) => image.to_owned(),
+        }
+    }
+
+    async fn hold(&self, holder: &str, image: &str) -> SeamResult<()> {
+        let Some(image) = self.get(image).await? else {
+            return Ok(());
+        };
+        let leased = self.store.lease(holder, &image).await;
+        leased.map_err(SeamError::from_display)
+    }
+
+    async fn release(&self, holder: &str) -> SeamResult<()> {
+        let released = self.store.release(holder).await;
+        released.map_err(SeamError::from_display)
+    }
+
+    async fn find(&self, image: &str) -> SeamResult<Option<ResolvedImage>> {
+        Ok(self.get(image).await?.map(|image| resolved(&image)))
+    }
+
+    async fn pull(&self, image: &str, secrets: &[Secret]) -> SeamResult<(ResolvedImage, u64)> {
+        let reference: Reference = image.parse().map_err(SeamError::from_display)?;
+        let request = PullRequest {
+            credentials: credentials(&reference, secrets),
+            reference,
+        };
+        let pulled = self.puller.pull(request).await;
+        let image = pulled.map_err(SeamError::from_display)?;
+        Ok((resolved(&image), image.size))
+    }
+}
+
+/// The accounts of `kubernetes.io/dockerconfigjson` secrets for an image's registry.
+fn credentials(reference: &Reference, secrets: &[Secret]) -> Vec<Credentials> {
+    let configs = secrets.iter().filter_map(|secret| {
+        let ByteString(bytes) = secret.data.as_ref()?.get(".dockerconfigjson")?;
+        serde_json::from_slice::<serde_json::Value>(bytes).ok()
+    });
+    let mut found = Vec::new();
+    for config in configs {
+        for (server, account) in config["auths"].as_object().into_iter().flatten() {
+            if registry_host(server) == reference.registry() {
+                found.extend(account_of(account));
+            }
+        }
+    }
+    found
+}
+
+/// `https://index.docker.io/v1/` and the like name `docker.io`.
+fn registry_host(server: &str) -> &str {
+    let server = server
+        .trim_start_matches("https://")
+        .trim_start_matches("http://");
+    match server.split('/').next().unwrap_or_default() {
+        "index.docker.io" | "registry-1.docker.io" => "docker.io",
+        host => host,
+    }
+}
+
+fn account_of(account: &serde_json::Value) -> Option<Credentials> {
+    let text = |field: &str| account[field].as_str().map(str::to_owned);
+    if let (Some(username), Some(password)) = (text("username"), text("password")) {
+        return Some(Credentials { username, password });
+    }
+    let joined = base64::engine::general_purpose::STANDARD
+        .decode(account["auth"].as_str()?)
+        .ok()?;
+    let joined = String::from_utf8(joined).ok()?;
+    let (username, password) = joined.split_once(':')?;
+    Some(Credentials {
+        username: username.to_owned(),
+        password: password.to_owned(),
+    })
+}
+
+/// What the node's server knows of pods.
+pub(crate) struct Lookup {
+    pub(crate) identity: Identity,
+    pub(crate) pods: Pods,
+    pub(crate) sandboxes: Sandboxes,
+}
+
+impl Lookup {
+    fn node_pod(&self, pod: Arc<Pod>) -> NodePod {
+        let meta = &pod.metadata;
+        let text = |field: &Option<String>| field.clone().unwrap_or_default();
+        let uid = text(&meta.uid);
+        let pod_dir = self
+            .identity
+            .pod_dir(&text(&meta.namespace), &text(&meta.name), &uid);
+        NodePod {
+            sandbox: self.sandboxes.get(&uid),
+            pod_dir,
+            pod,
+        }
+    }
+}
+
+impl PodLookup for Lookup {
+    fn pod(&self, namespace: &str, name: &str) -> Option<NodePod> {
+        let mut pods = self.pods.list().into_iter().filter(|pod| {
+            let meta = &pod.metadata;
+            meta.namespace.as_deref() == Some(namespace) && meta.name.as_deref() == Some(name)
+        });
+        // A pod and its successor of the same name may both be here for a moment.
+        let first = pods.next()?;
+        let newest = pods.fold(first, |newest, pod| {
+            let created = |pod: &Pod| pod.metadata.creation_timestamp.clone();
+            if created(&pod) > created(&newest) {
+                pod
+            } else {
+                newest
+            }
+        });
+        Some(self.node_pod(newest))
+    }
+
+    fn pods(&self) -> Vec<NodePod> {
+        let pods = self.pods.list().into_iter();
+        pods.map(|pod| self.node_pod(pod)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn accounts_are_found_by_registry() {
+        let auth = base64::engine::general_purpose::STANDARD.encode("me:pa:ss");
+        let config = json!({"auths": {
+            "https://index.docker.io/v1/": {"auth": auth},
+            "ghcr.io": {"username": "you", "password": "word"},
+        }});
+        let data = ByteString(serde_json::to_vec(&config).unwrap());
+        let secret = Secret {
+            data: Some([(".dockerconfigjson".to_owned(), data)].into()),
+            ..Secret::default()
+        };
+        let names = |image: &str| {
+            let found = credentials(&image.parse().unwrap(), std::slice::from_ref(&secret));
+            let named = found
+                .into_iter()
+                .map(|c| format!("{}:{}", c.username, c.password));
+            named.collect::<Vec<_>>()
+        };
+        assert_eq!(names("nginx"), ["me:pa:ss"]);
+        assert_eq!(names("ghcr.io/a/b"), ["you:word"]);
+        assert!(names("quay.io/a/b").is_empty());
+    }
+}
