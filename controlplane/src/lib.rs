@@ -124,7 +124,15 @@ impl ControlPlane {
         let store = Arc::new(opened.serve(CacheWriter(cache.clone()))?);
         let stopping = CancellationToken::new();
         let address = local_addr.map_or_else(String::new, |address| address.to_string());
-        let api = Api::new(registry, store.clone(), cache, address, stopping.clone());
+        let node_tls = Some(pki.node_client_config()?);
+        let api = Api::new(
+            registry,
+            store.clone(),
+            cache,
+            node_tls,
+            address,
+            stopping.clone(),
+        );
         let api = Arc::new(api);
         api.bootstrap(first_objects()).await?;
         let client = client(api.clone());

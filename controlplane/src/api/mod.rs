@@ -19,6 +19,7 @@ mod delete;
 pub mod discovery;
 pub mod names;
 pub mod negotiate;
+mod node;
 pub mod object;
 pub mod openapi;
 pub mod patch;
@@ -27,6 +28,7 @@ pub mod path;
 mod policy;
 pub mod query;
 mod read;
+mod sessions;
 pub mod status;
 mod subresource;
 pub mod table;
@@ -40,6 +42,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::upgrade::OnUpgrade;
 use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
 
@@ -59,6 +62,8 @@ pub struct Api {
     registry: RwLock<Arc<Registry>>,
     store: Arc<dyn Store>,
     cache: Arc<Cache>,
+    /// How nodes know this server; `None` when it never asks one.
+    node_tls: Option<Arc<rustls::ClientConfig>>,
     /// `host:port`, for discovery.
     address: String,
     /// What must exist before anybody is served does.
@@ -72,6 +77,7 @@ impl Api {
         registry: Registry,
         store: Arc<dyn Store>,
         cache: Arc<Cache>,
+        node_tls: Option<Arc<rustls::ClientConfig>>,
         address: String,
         stopping: CancellationToken,
     ) -> Self {
@@ -79,6 +85,7 @@ impl Api {
             registry: RwLock::new(Arc::new(registry)),
             store,
             cache,
+            node_tls,
             address,
             bootstrapped: AtomicBool::new(false),
             stopping,
@@ -125,9 +132,13 @@ impl Api {
             return Ok(answer.into_response());
         };
         let verb = Verb::of(&parts.method, &resource_path, &query)?;
+        let upgrade = parts.extensions.remove::<OnUpgrade>();
         self.authorize(&user, &attributes(verb, &resource_path))?;
         let (resource, stored) = self.find(&resource_path)?;
         let call = Call::new(user, resource, stored, resource_path, query, parts.headers)?;
+        if let Some(response) = self.connect_to_node(verb, &call, upgrade).await {
+            return response;
+        }
         self.dispatch(verb, call, body).await
     }
 
@@ -175,6 +186,28 @@ impl Api {
             self.subresource(verb, &call, &body).await
         };
         Ok(answer?.into_response())
+    }
+
+    /// Requests that a node answers; `None` for all others.
+    async fn connect_to_node(
+        &self,
+        verb: Verb,
+        call: &Call,
+        upgrade: Option<OnUpgrade>,
+    ) -> Option<Result<Response<Body>, ApiError>> {
+        if !call.resource.group.is_empty() {
+            return None;
+        }
+        let connects = matches!(verb, Verb::Get | Verb::Create);
+        Some(
+            match (call.resource.plural, call.subresource.as_str(), verb) {
+                ("pods", "log", Verb::Get) => self.pod_log(call).await,
+                ("pods", "exec" | "attach", _) if connects => self.pod_session(call, upgrade).await,
+                ("pods", "portforward", _) if connects => self.pod_ports(call, upgrade).await,
+                ("nodes", "proxy", Verb::Get) => self.node_proxy(call).await,
+                _ => return None,
+            },
+        )
     }
 
     async fn subresource(&self, verb: Verb, call: &Call, body: &[u8]) -> Result<Answer, ApiError> {
@@ -254,12 +287,15 @@ fn attributes(verb: Verb, path: &ResourcePath) -> Attributes<'_> {
         None if path.group.is_empty() && path.plural == "namespaces" => name,
         None => "",
     };
+    let subresource = path.subresource.as_deref().unwrap_or_default();
+    // A session changes the pod, whatever method its protocol opens with.
+    let session = path.plural == "pods" && matches!(subresource, "exec" | "attach" | "portforward");
     Attributes {
-        verb: verb.as_str(),
+        verb: if session { "create" } else { verb.as_str() },
         group: &path.group,
         version: &path.version,
         resource: &path.plural,
-        subresource: path.subresource.as_deref().unwrap_or_default(),
+        subresource,
         namespace,
         name,
         path: None,

@@ -15,6 +15,16 @@ pub enum FieldValidation {
     Strict,
 }
 
+/// A query string with its `?`; empty when there are no parameters.
+pub fn encode<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    query.extend_pairs(pairs);
+    match query.finish() {
+        empty if empty.is_empty() => empty,
+        query => format!("?{query}"),
+    }
+}
+
 impl Query {
     pub fn parse(text: Option<&str>) -> Self {
         let pairs = form_urlencoded::parse(text.unwrap_or_default().as_bytes());
@@ -36,6 +46,12 @@ impl Query {
             .filter(|(key, _)| key == name)
             .map(|(_, value)| value.as_str())
             .collect()
+    }
+
+    /// The query string again, with its `?`; empty when there are no parameters.
+    pub fn encode(&self) -> String {
+        let pairs = self.0.iter();
+        encode(pairs.map(|(name, value)| (name.as_str(), value.as_str())))
     }
 
     pub fn text(&self, name: &str) -> &str {
