@@ -24,7 +24,6 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use http::Request;
-use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio_util::sync::CancellationToken;
@@ -134,7 +133,9 @@ impl ControlPlane {
             stopping.clone(),
         );
         let api = Arc::new(api);
-        api.bootstrap(first_objects()).await?;
+        let mut objects = auth::bootstrap::cluster_roles();
+        objects.extend(auth::bootstrap::cluster_role_bindings());
+        api.bootstrap(objects).await?;
         let client = client(api.clone());
         let server = match listener {
             Some(listener) => Some(serve(listener, &pki, api, &stopping)?),
@@ -263,9 +264,4 @@ fn selectable_fields(registry: &Registry) -> HashMap<String, &'static [&'static 
         .filter(|resource| resource.stored_as.is_none())
         .map(|resource| (resource.storage_id(), resource.selectable_fields))
         .collect()
-}
-
-/// Roles, bindings and whatever else a cluster has from its first moment.
-fn first_objects() -> Vec<Value> {
-    Vec::new()
 }

@@ -56,13 +56,13 @@ impl Api {
             Target::Version(group, version) => {
                 found(discovery::resources(&registry, group, version))?
             }
-            _ => return self.other(path, query),
+            _ => return self.other(path, query, accept),
         };
         let wanted = Wanted::of(accept, IncludeObject::Metadata).unwrap_or(Wanted::JSON);
         Answer::value(StatusCode::OK, &value, wanted)
     }
 
-    fn other(&self, path: &str, query: &Query) -> Result<Answer, ApiError> {
+    fn other(&self, path: &str, query: &Query, accept: &str) -> Result<Answer, ApiError> {
         let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
         let registry = self.registry();
         match parts.as_slice() {
@@ -70,7 +70,11 @@ impl Api {
             ["version"] => Ok(Answer::json(StatusCode::OK, &version())),
             [endpoint @ ("healthz" | "livez" | "readyz")] => Ok(self.health(endpoint, query)),
             [endpoint @ ("healthz" | "livez" | "readyz"), check] => self.one_check(endpoint, check),
-            ["openapi", "v2"] => Ok(Answer::bytes(StatusCode::OK, openapi::v2(&registry))),
+            ["openapi", "v2"] => {
+                // Some clients ask for protobuf alone, and then try version 3.
+                Wanted::of(accept, IncludeObject::Metadata)?;
+                Ok(Answer::bytes(StatusCode::OK, openapi::v2(&registry)))
+            }
             ["openapi", "v3"] => Ok(Answer::json(StatusCode::OK, &openapi::v3_index(&registry))),
             ["openapi", "v3", "api", version] => described(openapi::v3(&registry, "", version)),
             ["openapi", "v3", "apis", group, version] => {
