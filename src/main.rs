@@ -1,1 +1,74 @@
-fn main() {}
+//! `skiff`: Kubernetes on Linux hosts in one small binary.
+//!
+//! This file reads the command line and hands over; each command is a module of its own.
+
+mod data_dir;
+mod down;
+mod image;
+mod preflight;
+mod up;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::EnvFilter;
+
+#[derive(Parser)]
+#[command(name = "skiff", version = up::VERSION, about, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a control plane and register this host as its node, in the foreground
+    Up(up::UpArgs),
+    /// Stop the cluster of a data directory and remove what it made on this host
+    Down(down::DownArgs),
+    /// Look after this node's images
+    Image(image::ImageArgs),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    log_to_stderr();
+    match run(cli.command) {
+        Ok(code) => code,
+        Err(error) => {
+            // One line, with its causes.
+            eprintln!("skiff: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Up(args) => up::run(args),
+        Command::Down(args) => down::run(args),
+        Command::Image(args) => block_on(image::run(args)).map(|()| ExitCode::SUCCESS),
+    }
+}
+
+/// Runs a short command.
+fn block_on<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(command)
+}
+
+/// What happens goes to stderr; `RUST_LOG` chooses how much of it.
+fn log_to_stderr() {
+    let filter = EnvFilter::builder()
+        .with_default_directive(LevelFilter::INFO.into())
+        .from_env_lossy();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+}

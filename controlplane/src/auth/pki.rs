@@ -159,6 +159,15 @@ impl Pki {
         &self.ca_pem
     }
 
+    /// The authority's certificate, DER.
+    ///
+    /// # Errors
+    /// When what is stored is not PEM.
+    pub fn ca_der(&self) -> Result<CertificateDer<'static>, PkiError> {
+        CertificateDer::from_pem_slice(self.ca_pem.as_bytes())
+            .map_err(|e| PkiError::Tls(e.to_string()))
+    }
+
     /// The cluster administrator's credentials.
     pub fn admin(&self) -> &Credentials {
         &self.admin

@@ -1,0 +1,185 @@
+//! `skiff up`: a control plane and this host's node agent, in one process.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::Args;
+use skiff_agent::Agent;
+use skiff_agent::net::NetworkConfig;
+use skiff_controlplane::ControlPlane;
+use skiff_controlplane::auth::kubeconfig;
+use skiff_images::{NoRegistry, Store};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::info;
+
+use crate::data_dir::{self, DataDir};
+use crate::preflight;
+
+pub const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
+const CONTROL_PLANE_ROLE: &str = "node-role.kubernetes.io/control-plane";
+
+#[derive(Args)]
+pub struct UpArgs {
+    /// Where the cluster keeps its state; a second cluster takes another directory
+    #[arg(long, value_name = "DIR", default_value = data_dir::DEFAULT)]
+    data_dir: PathBuf,
+    /// The address and port on which the Kubernetes API is served
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:6443")]
+    listen: SocketAddr,
+    /// Write the client configuration to this file too (mode 0600)
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Never fetch an image: those that are present serve, whatever the pull policy
+    #[arg(long)]
+    offline: bool,
+}
+
+/// Serves until SIGTERM or SIGINT; containers run on when it ends.
+pub fn run(args: UpArgs) -> anyhow::Result<ExitCode> {
+    preflight::require_root("up")?;
+    let data_dir = DataDir::open(&args.data_dir)?;
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(serve(&args, &data_dir))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn serve(args: &UpArgs, data_dir: &DataDir) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let stopped = async {
+        tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        }
+    };
+    tokio::pin!(stopped);
+    let mut cluster = tokio::select! {
+        cluster = Cluster::start(args, data_dir) => cluster?,
+        signal = &mut stopped => anyhow::bail!("interrupted by {signal} while starting"),
+    };
+    announce(&cluster.url)?;
+    let failure = tokio::select! {
+        signal = stopped => {
+            info!(signal, "stopping; containers run on");
+            None
+        }
+        error = cluster.agent.failed() => error,
+    };
+    cluster.shutdown().await;
+    match failure {
+        Some(error) => Err(error).context("a part of the node agent failed"),
+        None => Ok(()),
+    }
+}
+
+/// Tells whoever waits that requests are answered: a line on stdout, and systemd where it asked.
+fn announce(url: &str) -> anyhow::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "ready {url}")
+        .and_then(|()| stdout.flush())
+        .context("cannot write to stdout")?;
+    sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("cannot notify systemd")
+}
+
+/// The parts of `skiff up`.
+struct Cluster {
+    control_plane: skiff_controlplane::Running,
+    agent: skiff_agent::Running,
+    url: String,
+}
+
+impl Cluster {
+    /// Resolves when the API answers and the node is registered and Ready.
+    async fn start(args: &UpArgs, data_dir: &DataDir) -> anyhow::Result<Self> {
+        let config = skiff_controlplane::Config::new(data_dir.path(), Some(args.listen));
+        let control_plane = ControlPlane::start(config)
+            .await
+            .context("the control plane does not start")?;
+        let url = format!(
+            "https://{}",
+            reachable(control_plane.local_addr.unwrap_or(args.listen))
+        );
+        for kubeconfig in [Some(&data_dir.kubeconfig()), args.kubeconfig.as_ref()]
+            .into_iter()
+            .flatten()
+        {
+            kubeconfig::write_admin(kubeconfig, &url, &control_plane.pki)?;
+        }
+        let agent = Agent::start(agent_config(args, data_dir, &control_plane).await?)
+            .await
+            .context("the node agent does not start")?;
+        agent.registered().await;
+        Ok(Self {
+            control_plane,
+            agent,
+            url,
+        })
+    }
+
+    async fn shutdown(self) {
+        self.agent.shutdown().await;
+        self.control_plane.shutdown().await;
+    }
+}
+
+async fn agent_config(
+    args: &UpArgs,
+    data_dir: &DataDir,
+    control_plane: &skiff_controlplane::Running,
+) -> anyhow::Result<skiff_agent::Config> {
+    let identity = data_dir.identity();
+    let node_name = node_name()?;
+    let address = skiff_agent::node::host_address();
+    let pki = &control_plane.pki;
+    let issued = pki.issue_node(&node_name, &[node_name.clone(), address.to_string()])?;
+    let (chain, key) = issued.serving.der()?;
+    let puller = if args.offline {
+        NoRegistry::Offline
+    } else {
+        NoRegistry::NoClient
+    };
+    Ok(skiff_agent::Config {
+        identity: identity.clone(),
+        client: control_plane.client.clone(),
+        node_name,
+        labels: BTreeMap::from([(CONTROL_PLANE_ROLE.to_string(), String::new())]),
+        address,
+        images: Store::open(identity.images_dir()).await?,
+        puller: Arc::new(puller),
+        offline: args.offline,
+        listen: SocketAddr::new(address, 0),
+        credentials: skiff_agent::server::Credentials {
+            chain,
+            key,
+            client_authority: pki.ca_der()?,
+        },
+        network: NetworkConfig::default(),
+        max_pods: skiff_agent::MAX_PODS,
+    })
+}
+
+/// The host's name, as Kubernetes writes it.
+fn node_name() -> anyhow::Result<String> {
+    let name = nix::unistd::gethostname().context("cannot read the host name")?;
+    Ok(name.to_string_lossy().trim().to_lowercase())
+}
+
+/// An address that a client on this host can use: a wildcard is not one.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => {
+            SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port())
+        }
+        IpAddr::V6(ip) if ip.is_unspecified() => {
+            SocketAddr::new(Ipv6Addr::LOCALHOST.into(), address.port())
+        }
+        _ => address,
+    }
+}
