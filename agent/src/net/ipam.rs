@@ -129,6 +129,25 @@ impl Addresses {
     }
 }
 
+/// The address on record for a pod.
+pub(super) fn recorded(directory: &Path, uid: &str) -> Result<Option<Ipv4Addr>, IpamError> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        entries => entries.map_err(record_error(directory))?,
+    };
+    for entry in entries {
+        let path = entry.map_err(record_error(directory))?.path();
+        let address = path
+            .file_name()
+            .and_then(|name| name.to_str()?.parse().ok());
+        // A file that is gone by now was of another pod.
+        if address.is_some() && fs::read_to_string(&path).is_ok_and(|owner| owner == uid) {
+            return Ok(address);
+        }
+    }
+    Ok(None)
+}
+
 /// The free addresses of a block, those after `newest` first: they have been free longest.
 fn free_after(
     block: Cidr,
@@ -199,5 +218,7 @@ mod tests {
         addresses.allocate("b").unwrap();
         let known = HashSet::from(["a".to_owned()]);
         assert_eq!(addresses.strangers(&known), ["b"]);
+        assert_eq!(recorded(directory.path(), "b").unwrap(), addresses.get("b"));
+        assert_eq!(recorded(directory.path(), "c").unwrap(), None);
     }
 }

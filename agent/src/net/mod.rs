@@ -294,6 +294,15 @@ impl Inner {
     }
 }
 
+/// The address that a pod of this node was given, read from the disk: for when no agent runs.
+/// Blocking.
+///
+/// # Errors
+/// When the records can't be read.
+pub fn recorded_address(identity: &Identity, uid: &str) -> Result<Option<Ipv4Addr>, IpamError> {
+    ipam::recorded(&state_dir(identity).join("addresses"), uid)
+}
+
 /// The block that is configured, or the one that this node had, or a free one.
 fn claim_block(
     host: &Netlink,

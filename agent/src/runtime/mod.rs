@@ -34,7 +34,7 @@ pub use sandbox::Sandbox;
 pub use session::{Session, Stream, Terminal};
 
 use cgroup::Cgroups;
-use types::{CgroupResources, ContainerRecord, SandboxConfig};
+use types::{CgroupResources, ContainerRecord, ExecRequest, SandboxConfig};
 
 /// What the agent keeps in a pod's run directory to know a sandbox again.
 const CONFIG_FILE: &str = "sandbox.json";
@@ -140,6 +140,32 @@ fn make_private(directory: &Path) -> std::io::Result<()> {
         mount(Some(directory), directory, none, MsFlags::MS_BIND, none)?;
     }
     Ok(mount(none, directory, none, MsFlags::MS_PRIVATE, none)?)
+}
+
+/// Runs a command in a running container of this node, whether or not its agent runs: the shim
+/// is asked directly. Returns once the command is executed.
+///
+/// # Errors
+/// [`RuntimeError::Gone`] when the pod's shim does not run, [`RuntimeError::Start`] when the
+/// command can't be executed.
+pub async fn exec(
+    identity: &Identity,
+    pod_uid: &str,
+    id: &str,
+    request: ExecRequest,
+) -> Result<Session, RuntimeError> {
+    Session::exec(&shim_socket(identity, pod_uid), pod_uid, id, request).await
+}
+
+/// Whether a pod's shim runs. Blocking, but not for long: the kernel answers.
+pub fn is_supervised(identity: &Identity, pod_uid: &str) -> bool {
+    skiff_shim::wire::connect_to(&shim_socket(identity, pod_uid)).is_ok()
+}
+
+fn shim_socket(identity: &Identity, pod_uid: &str) -> PathBuf {
+    identity
+        .pod_run_dir(pod_uid)
+        .join(skiff_shim::protocol::SOCKET_FILE)
 }
 
 /// The configurations of the sandboxes in a run directory. A directory without a readable one
