@@ -9,3 +9,4 @@ mod exec;
 mod isolation;
 mod lifecycle;
 mod logs;
+mod server;
