@@ -18,7 +18,7 @@ use serde_json::Value;
 pub use decode::{Decoded, decode};
 pub use table::{Definition, Field, ListKind, PatchStrategy, Schema, Type};
 
-const DEFINITIONS: &str = include_str!("definitions.txt");
+pub(crate) const DEFINITIONS: &str = include_str!("definitions.txt");
 
 /// The built-in types' schema, read on first use (under 2 ms, about 300 kB).
 pub fn schema() -> &'static Schema {
