@@ -1,4 +1,5 @@
 //! A packed directory comes back out of the store as it went in. Needs root.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -16,6 +17,8 @@ fn rootfs(at: &Path) {
     fs::set_permissions(at.join("usr/bin/tool"), PermissionsExt::from_mode(0o4755)).unwrap();
     fs::hard_link(at.join("usr/bin/tool"), at.join("usr/bin/twin")).unwrap();
     symlink("usr/bin", at.join("bin")).unwrap();
+    symlink("./usr//bin/", at.join("odd")).unwrap();
+    symlink("t".repeat(300), at.join("far")).unwrap();
     fs::write(at.join(format!("{}.txt", "n".repeat(200))), "long").unwrap();
     std::os::unix::fs::chown(at.join("usr/bin"), Some(7), Some(70_000)).unwrap();
     let fifo = at.join("pipe");
@@ -62,6 +65,15 @@ async fn a_directory_survives_pack_import_and_export() {
         fs::metadata(fs.join("usr/bin/twin")).unwrap().ino()
     );
     assert_eq!(fs::read_link(fs.join("bin")).unwrap(), Path::new("usr/bin"));
+    assert_eq!(
+        fs::read_link(fs.join("odd")).unwrap().as_os_str(),
+        "./usr//bin/"
+    );
+    assert_eq!(
+        fs::read_link(fs.join("far")).unwrap().as_os_str().len(),
+        300
+    );
+    assert!(fs.join(format!("{}.txt", "n".repeat(200))).exists());
     let bin = fs::metadata(fs.join("usr/bin")).unwrap();
     assert_eq!((bin.uid(), bin.gid()), (7, 70_000));
     let attribute = xattr::get(fs.join("usr"), "user.colour").unwrap();

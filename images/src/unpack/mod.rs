@@ -1,7 +1,8 @@
 //! A layer's tar stream becomes a directory that overlayfs can use as a lower layer.
 //!
-//! [`unpack`] reads entry by entry and never holds more than one buffer of content. [`name`] turns
-//! an entry's name into components that can't leave the tree; [`tree`] resolves them against
+//! [`unpack`] reads entry by entry and never holds more than one buffer of content. [`stream`]
+//! takes the tar stream apart, with [`pax`] and [`sparse`] for its extensions. [`name`] turns an
+//! entry's name into components that can't leave the tree; [`tree`] resolves them against
 //! directory descriptors, so that no name is ever interpreted by the kernel relative to anything
 //! but the layer's own directory; [`apply`] makes each kind of entry with its metadata.
 //!
@@ -13,6 +14,9 @@
 mod apply;
 mod metadata;
 mod name;
+mod pax;
+mod sparse;
+mod stream;
 mod tree;
 
 use std::io::{self, Read};
@@ -87,9 +91,9 @@ pub fn unpack(stream: impl Read, root: &Path, limits: Limits) -> Result<Unpacked
         source,
     })?;
     let mut layer = apply::Layer::new(tree, limits);
-    let mut archive = tar::Archive::new(stream);
-    for entry in archive.entries().map_err(UnpackError::Read)? {
-        layer.apply(&mut entry.map_err(UnpackError::Read)?)?;
+    let mut stream = stream::Stream::new(stream);
+    while let Some(entry) = stream.next().map_err(UnpackError::Read)? {
+        layer.apply(&entry, &mut stream)?;
     }
     layer.finish()
 }

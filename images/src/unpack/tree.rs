@@ -70,7 +70,9 @@ impl Tree {
         }
         let fd = match self.open_plain(&path.to_path()) {
             Ok(fd) => Rc::new(fd),
-            Err(Errno::ENOENT | Errno::ELOOP | Errno::ENOTDIR) => self.walk(path, Missing::Make)?,
+            Err(Errno::ENOENT | Errno::ELOOP | Errno::ENOTDIR | Errno::ENAMETOOLONG) => {
+                self.walk(path, Missing::Make)?
+            }
             Err(errno) => return Err(errno.into()),
         };
         self.last = Some((path.clone(), Rc::clone(&fd)));
@@ -81,7 +83,9 @@ impl Tree {
     pub(super) fn existing(&mut self, path: &Components) -> Result<Rc<OwnedFd>, Unreachable> {
         match self.open_plain(&path.to_path()) {
             Ok(fd) => Ok(Rc::new(fd)),
-            Err(Errno::ELOOP | Errno::ENOTDIR | Errno::ENOENT) => self.walk(path, Missing::Refuse),
+            Err(Errno::ENOENT | Errno::ELOOP | Errno::ENOTDIR | Errno::ENAMETOOLONG) => {
+                self.walk(path, Missing::Refuse)
+            }
             Err(errno) => Err(errno.into()),
         }
     }
@@ -97,6 +101,14 @@ impl Tree {
                 | ResolveFlag::RESOLVE_NO_SYMLINKS
                 | ResolveFlag::RESOLVE_NO_MAGICLINKS,
         );
+        openat2(&*self.root, path, how)
+    }
+
+    /// Opens a directory that was made through a symbolic link, which stays inside the layer.
+    pub(super) fn open_linked(&self, path: &Path) -> Result<OwnedFd, Errno> {
+        let how = OpenHow::new()
+            .flags(DIRECTORY)
+            .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
         openat2(&*self.root, path, how)
     }
 

@@ -1,17 +1,15 @@
 //! A directory becomes an image of one layer, always with the same bytes for the same tree.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ffi::{OsStr, OsString};
-use std::fs::{self, File, Metadata};
-use std::io::{self, BufWriter, Read, Seek, Write};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
+mod tree;
 
-use nix::sys::stat::{major, minor};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{self, BufWriter, Seek, Write};
+use std::path::Path;
+
 use oci_spec::image::{Descriptor, ImageManifestBuilder, MediaType, SCHEMA_VERSION};
 use serde_json::{Map, Value, json};
-use tar::EntryType;
+use tree::Tree;
 
 use crate::digest::DigestReader;
 use crate::export::{write_file, write_layout};
@@ -169,179 +167,6 @@ fn environment(given: &[String]) -> Vec<String> {
         );
     }
     env
-}
-
-/// All files below a directory, in the order of their paths.
-struct Tree {
-    root: PathBuf,
-    files: BTreeMap<PathBuf, Metadata>,
-}
-
-impl Tree {
-    fn read(root: &Path) -> Result<Self, Error> {
-        let mut files = BTreeMap::new();
-        let mut open = vec![PathBuf::new()];
-        while let Some(directory) = open.pop() {
-            let path = root.join(&directory);
-            let read = || Error::io(format!("read {}", path.display()));
-            for entry in fs::read_dir(&path).map_err(read())? {
-                let entry = entry.map_err(read())?;
-                let metadata = entry.metadata().map_err(read())?;
-                let relative = directory.join(entry.file_name());
-                if metadata.is_dir() {
-                    open.push(relative.clone());
-                }
-                files.insert(relative, metadata);
-            }
-        }
-        Ok(Self {
-            root: root.to_owned(),
-            files,
-        })
-    }
-
-    /// The time of the newest file; directories' times say when they were last rearranged.
-    fn newest(&self) -> i64 {
-        self.files
-            .values()
-            .filter(|metadata| metadata.is_file())
-            .map(MetadataExt::mtime)
-            .max()
-            .unwrap_or(0)
-    }
-
-    fn write(&self, to: &mut tar::Builder<impl Write>, latest: i64) -> Result<(), Error> {
-        // Later names of a file become hard links to the first.
-        let mut inodes: HashMap<(u64, u64), &Path> = HashMap::new();
-        for (path, metadata) in &self.files {
-            if metadata.file_type().is_socket() {
-                continue;
-            }
-            let first = match metadata.nlink() > 1 && !metadata.is_dir() {
-                true => inodes.get(&(metadata.dev(), metadata.ino())).copied(),
-                false => None,
-            };
-            self.write_entry(to, path, metadata, first, latest)
-                .map_err(Error::io(format!(
-                    "pack {}",
-                    self.root.join(path).display()
-                )))?;
-            inodes
-                .entry((metadata.dev(), metadata.ino()))
-                .or_insert(path);
-        }
-        Ok(())
-    }
-
-    fn write_entry(
-        &self,
-        to: &mut tar::Builder<impl Write>,
-        path: &Path,
-        metadata: &Metadata,
-        link_to: Option<&Path>,
-        latest: i64,
-    ) -> io::Result<()> {
-        let source = self.root.join(path);
-        let mut header = tar::Header::new_gnu();
-        header.set_mode(metadata.mode() & 0o7777);
-        header.set_uid(metadata.uid().into());
-        header.set_gid(metadata.gid().into());
-        header.set_mtime(u64::try_from(metadata.mtime().min(latest)).unwrap_or(0));
-        header.set_size(0);
-        if let Some(first) = link_to {
-            header.set_entry_type(EntryType::Link);
-            return to.append_link(&mut header, path, first);
-        }
-        let attributes = attributes(&source)?;
-        to.append_pax_extensions(
-            attributes
-                .iter()
-                .map(|(name, value)| (name.as_str(), value.as_slice())),
-        )?;
-        let kind = metadata.file_type();
-        if kind.is_dir() {
-            header.set_entry_type(EntryType::Directory);
-            return to.append_data(&mut header, directory_name(path), io::empty());
-        }
-        if kind.is_symlink() {
-            header.set_entry_type(EntryType::Symlink);
-            return to.append_link(&mut header, path, fs::read_link(&source)?);
-        }
-        if kind.is_file() {
-            header.set_entry_type(EntryType::Regular);
-            header.set_size(metadata.size());
-            let content = File::open(&source)?.take(metadata.size());
-            return to.append_data(
-                &mut header,
-                path,
-                Exact {
-                    content,
-                    left: metadata.size(),
-                },
-            );
-        }
-        header.set_entry_type(match (kind.is_fifo(), kind.is_char_device()) {
-            (true, _) => EntryType::Fifo,
-            (false, true) => EntryType::Char,
-            (false, false) => EntryType::Block,
-        });
-        header
-            .set_device_major(u32::try_from(major(metadata.rdev())).map_err(io::Error::other)?)?;
-        header
-            .set_device_minor(u32::try_from(minor(metadata.rdev())).map_err(io::Error::other)?)?;
-        to.append_data(&mut header, path, io::empty())
-    }
-}
-
-fn directory_name(path: &Path) -> PathBuf {
-    let mut name: OsString = path.as_os_str().to_owned();
-    name.push("/");
-    name.into()
-}
-
-/// Extended attributes as PAX records, sorted.
-fn attributes(path: &Path) -> io::Result<BTreeMap<String, Vec<u8>>> {
-    let names = match xattr::list(path) {
-        Ok(names) => names,
-        Err(error) if error.raw_os_error() == Some(nix::libc::EOPNOTSUPP) => {
-            return Ok(BTreeMap::new());
-        }
-        Err(error) => return Err(error),
-    };
-    let mut attributes = BTreeMap::new();
-    for name in names {
-        if name.as_bytes().starts_with(b"trusted.overlay.") {
-            continue;
-        }
-        let Some(key) = name.to_str() else {
-            return Err(io::Error::other(
-                "an extended attribute's name is not UTF-8",
-            ));
-        };
-        if let Some(value) = xattr::get(path, OsStr::new(key))? {
-            attributes.insert(format!("SCHILY.xattr.{key}"), value);
-        }
-    }
-    Ok(attributes)
-}
-
-/// Fails when a file shrinks while it is read: its header has been written.
-struct Exact<R> {
-    content: R,
-    left: u64,
-}
-
-impl<R: Read> Read for Exact<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.content.read(buffer)?;
-        self.left -= read as u64;
-        match read == 0 && self.left > 0 && !buffer.is_empty() {
-            true => Err(io::Error::other(
-                "the file became shorter while it was packed",
-            )),
-            false => Ok(read),
-        }
-    }
 }
 
 /// A layer in a file that has no name.

@@ -1,0 +1,496 @@
+//! All formats of archives, honest and not, and what the store makes of them. Needs root.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod layer;
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use layer::Layer;
+use serde_json::{Value, json};
+use skiff_images::{Digest, Error, Reference, Store};
+use tempfile::TempDir;
+
+fn reference(text: &str) -> Reference {
+    text.parse().unwrap()
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+fn config(diff_ids: &[Digest]) -> Vec<u8> {
+    let config = json!({
+        "architecture": architecture(),
+        "os": "linux",
+        // As Docker writes what is not set.
+        "config": {"Cmd": ["sh"], "Entrypoint": null, "ExposedPorts": null, "Labels": null},
+        "rootfs": {"type": "layers", "diff_ids": diff_ids},
+    });
+    serde_json::to_vec(&config).unwrap()
+}
+
+/// An OCI layout directory under construction.
+struct Layout {
+    dir: TempDir,
+}
+
+impl Layout {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("layout/blobs/sha256")).unwrap();
+        let layout = Self { dir };
+        fs::write(
+            layout.path().join("oci-layout"),
+            r#"{"imageLayoutVersion":"1.0.0"}"#,
+        )
+        .unwrap();
+        layout
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("layout")
+    }
+
+    fn blob_path(&self, digest: Digest) -> PathBuf {
+        self.path().join("blobs/sha256").join(digest.hex())
+    }
+
+    fn blob(&self, media_type: &str, bytes: &[u8]) -> Value {
+        let digest = Digest::of(bytes);
+        fs::write(self.blob_path(digest), bytes).unwrap();
+        json!({"mediaType": media_type, "digest": digest, "size": bytes.len()})
+    }
+
+    /// An image of plain layers; gives the descriptor of its manifest.
+    fn image(&self, layers: &[Vec<u8>]) -> Value {
+        let diff_ids: Vec<Digest> = layers.iter().map(|layer| Digest::of(layer)).collect();
+        self.image_with(layers, &diff_ids)
+    }
+
+    fn image_with(&self, layers: &[Vec<u8>], diff_ids: &[Digest]) -> Value {
+        let layers: Vec<Value> = layers
+            .iter()
+            .map(|layer| self.blob("application/vnd.oci.image.layer.v1.tar", layer))
+            .collect();
+        self.manifest(&layers, diff_ids)
+    }
+
+    fn manifest(&self, layers: &[Value], diff_ids: &[Digest]) -> Value {
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": self.blob("application/vnd.oci.image.config.v1+json", &config(diff_ids)),
+            "layers": layers,
+        });
+        let bytes = serde_json::to_vec(&manifest).unwrap();
+        self.blob("application/vnd.oci.image.manifest.v1+json", &bytes)
+    }
+
+    fn index(&self, named: &[(&Value, &str)]) -> PathBuf {
+        let manifests: Vec<Value> = named
+            .iter()
+            .map(|(descriptor, name)| {
+                let mut descriptor = (*descriptor).clone();
+                descriptor["annotations"] = json!({"org.opencontainers.image.ref.name": name});
+                descriptor
+            })
+            .collect();
+        let index = json!({"schemaVersion": 2, "manifests": manifests});
+        fs::write(self.path().join("index.json"), index.to_string()).unwrap();
+        self.path()
+    }
+
+    fn tar(&self) -> PathBuf {
+        let path = self.dir.path().join("layout.tar");
+        let mut tar = tar::Builder::new(fs::File::create(&path).unwrap());
+        tar.append_dir_all(".", self.path()).unwrap();
+        tar.finish().unwrap();
+        path
+    }
+
+    async fn store(&self) -> Store {
+        Store::open(self.dir.path().join("store")).await.unwrap()
+    }
+}
+
+fn hello() -> Vec<u8> {
+    Layer::new().file("hello", "hello").finish()
+}
+
+/// Nothing was added, and nothing left behind.
+fn assert_untouched(store: &Store) {
+    for part in ["blobs/sha256", "layers", "ingest"] {
+        let path = store.root().join(part);
+        assert_eq!(
+            fs::read_dir(&path).unwrap().count(),
+            0,
+            "{}",
+            path.display()
+        );
+    }
+}
+
+#[tokio::test]
+async fn layouts_come_as_directories_tars_and_compressed_tars() {
+    let layout = Layout::new();
+    let (plain, packed, zstd) = (
+        hello(),
+        Layer::new().file("gzip", "").finish(),
+        Layer::new().file("zstd", "").finish(),
+    );
+    let ids = [&plain, &packed, &zstd].map(|layer| Digest::of(layer));
+    let layers = [
+        layout.blob("application/vnd.oci.image.layer.v1.tar", &plain),
+        layout.blob(
+            "application/vnd.docker.image.rootfs.diff.tar.gzip",
+            &gzip(&packed),
+        ),
+        layout.blob(
+            "application/vnd.oci.image.layer.v1.tar+zstd",
+            &zstd::encode_all(&zstd[..], 1).unwrap(),
+        ),
+    ];
+    let image = layout.manifest(&layers, &ids);
+    let directory = layout.index(&[(&image, "app:v1"), (&image, "quay.io/org/app:v2")]);
+    let tar = layout.tar();
+    let compressed = layout.dir.path().join("layout.tar.gz");
+    fs::write(&compressed, gzip(&fs::read(&tar).unwrap())).unwrap();
+
+    for (number, source) in [directory, tar, compressed].into_iter().enumerate() {
+        let store = Store::open(layout.dir.path().join(number.to_string()))
+            .await
+            .unwrap();
+        let images = store.import(source, &[]).await.unwrap();
+        assert_eq!(images.len(), 1);
+        assert_eq!(
+            images[0].references,
+            [reference("app:v1"), reference("quay.io/org/app:v2")]
+        );
+        for (layer, name) in images[0].layers.iter().zip(["hello", "gzip", "zstd"]) {
+            assert!(layer.join(name).exists(), "{name}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn docker_save_archives_are_understood() {
+    let layout = Layout::new();
+    let root = layout.dir.path().join("docker");
+    fs::create_dir_all(root.join("one")).unwrap();
+    fs::create_dir_all(root.join("two")).unwrap();
+    fs::write(root.join("one/layer.tar"), hello()).unwrap();
+    std::os::unix::fs::symlink("../one/layer.tar", root.join("two/layer.tar")).unwrap();
+    let id = Digest::of(&hello());
+    fs::write(root.join("config.json"), config(&[id, id])).unwrap();
+    let manifest = json!([{
+        "Config": "config.json",
+        "RepoTags": ["nginx:1", "nginx:latest"],
+        "Layers": ["one/layer.tar", "two/layer.tar"],
+    }]);
+    fs::write(root.join("manifest.json"), manifest.to_string()).unwrap();
+    let archive = layout.dir.path().join("docker.tar");
+    let mut tar = tar::Builder::new(fs::File::create(&archive).unwrap());
+    tar.follow_symlinks(false);
+    tar.append_dir_all("", &root).unwrap();
+    tar.finish().unwrap();
+
+    let store = layout.store().await;
+    let images = store.import(&archive, &[]).await.unwrap();
+    assert_eq!(
+        images[0].references,
+        [reference("nginx:1"), reference("nginx")]
+    );
+    assert_eq!(images[0].id, Digest::of(&config(&[id, id])));
+    assert_eq!(images[0].layers.len(), 2);
+    assert!(images[0].layers[0].join("hello").exists());
+    assert_eq!(
+        images[0].config.config().as_ref().unwrap().exposed_ports(),
+        &None
+    );
+    let by_digest = reference("nginx").at_digest(images[0].digest);
+    assert!(store.get(&by_digest).await.unwrap().is_some());
+
+    // A layer that is not what the configuration says.
+    fs::write(
+        root.join("config.json"),
+        config(&[Digest::of(b"other"), id]),
+    )
+    .unwrap();
+    let store = Store::open(layout.dir.path().join("second")).await.unwrap();
+    let error = store.import(&root, &[]).await.unwrap_err();
+    assert!(matches!(error, Error::Mismatch { .. }), "{error}");
+    assert_untouched(&store);
+}
+
+#[tokio::test]
+async fn an_index_gives_its_own_platform() {
+    let layout = Layout::new();
+    let other = layout.image(&[Layer::new().file("other", "").finish()]);
+    let own = layout.image(&[hello()]);
+    let index = |platforms: &[(&Value, &str)]| {
+        let manifests: Vec<Value> = platforms
+            .iter()
+            .map(|(descriptor, architecture)| {
+                let mut descriptor = (*descriptor).clone();
+                descriptor["platform"] = json!({"os": "linux", "architecture": architecture});
+                descriptor
+            })
+            .collect();
+        let index = json!({"schemaVersion": 2, "manifests": manifests});
+        layout.blob(
+            "application/vnd.oci.image.index.v1+json",
+            index.to_string().as_bytes(),
+        )
+    };
+    let many = index(&[(&other, "s390x"), (&own, architecture())]);
+    let store = layout.store().await;
+    let images = store
+        .import(layout.index(&[(&many, "app:v1")]), &[])
+        .await
+        .unwrap();
+    assert!(images[0].layers[0].join("hello").exists());
+    assert_eq!(json!(images[0].digest), many["digest"]);
+    assert_eq!(json!(images[0].manifest), own["digest"]);
+    // What opening again clears away does not belong to the image.
+    let store = layout.store().await;
+    assert_eq!(store.list().await.unwrap().len(), 1);
+
+    let foreign = index(&[(&other, "s390x")]);
+    let error = store
+        .import(layout.index(&[(&foreign, "app:v2")]), &[])
+        .await
+        .unwrap_err();
+    assert!(
+        error.to_string().ends_with("only for linux/s390x"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn altered_content_is_refused() {
+    let layout = Layout::new();
+    let image = layout.image(&[hello()]);
+    let source = layout.index(&[(&image, "app:v1")]);
+    let store = layout.store().await;
+    let blob = layout.blob_path(Digest::of(&hello()));
+    fs::write(&blob, Layer::new().file("hello", "jello").finish()).unwrap();
+    let error = store.import(&source, &[]).await.unwrap_err();
+    assert!(matches!(error, Error::Mismatch { .. }), "{error}");
+
+    let liar = layout.image_with(&[hello()], &[Digest::of(b"something else")]);
+    let error = store
+        .import(layout.index(&[(&liar, "app:v1")]), &[])
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("unpacked"), "{error}");
+
+    let manifest: Digest = image["digest"].as_str().unwrap().parse().unwrap();
+    fs::write(layout.blob_path(manifest), "{}").unwrap();
+    let error = store
+        .import(layout.index(&[(&image, "app:v1")]), &[])
+        .await
+        .unwrap_err();
+    assert!(matches!(error, Error::Mismatch { .. }), "{error}");
+    assert_untouched(&store);
+}
+
+#[tokio::test]
+async fn a_hostile_layer_is_named_with_its_image_and_entry() {
+    let layout = Layout::new();
+    let bad = Layer::new().file("../../evil", "").finish();
+    let image = layout.image(std::slice::from_ref(&bad));
+    let store = layout.store().await;
+    let error = store
+        .import(layout.index(&[(&image, "app:v1")]), &[])
+        .await
+        .unwrap_err();
+    let text = error.to_string();
+    for part in [
+        "docker.io/library/app:v1",
+        &Digest::of(&bad).to_string(),
+        "'../../evil'",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+    assert_untouched(&store);
+}
+
+#[tokio::test]
+async fn files_that_are_no_images_say_so() {
+    let layout = Layout::new();
+    let store = layout.store().await;
+    let path = layout.dir.path().join("file");
+    for content in [&b"not a tar at all"[..], b"", &hello(), &gzip(b"text")] {
+        fs::write(&path, content).unwrap();
+        let error = store.import(&path, &[]).await.unwrap_err();
+        assert!(matches!(error, Error::NotAnImage { .. }), "{error}");
+    }
+    let image = layout.image(&[hello()]);
+    let unnamed = layout.index(&[(&image, "latest")]);
+    let error = store.import(&unnamed, &[]).await.unwrap_err();
+    assert!(matches!(error, Error::Unnamed(_)), "{error}");
+    let named = store.import(&unnamed, &[reference("given")]).await.unwrap();
+    assert_eq!(named[0].references, [reference("given")]);
+}
+
+#[tokio::test]
+async fn what_a_killed_process_left_is_cleared_away() {
+    let layout = Layout::new();
+    let image = layout.image(&[hello()]);
+    let store = layout.store().await;
+    store
+        .import(layout.index(&[(&image, "app:v1")]), &[])
+        .await
+        .unwrap();
+    let root = store.root().to_owned();
+    // Killed while staging, between the renames of a commit, and before the index was renamed.
+    fs::create_dir_all(root.join("ingest/.tmpdead/unpacking-1/fs/etc")).unwrap();
+    fs::write(root.join("ingest/.tmpfile"), "{").unwrap();
+    fs::write(
+        root.join("blobs/sha256").join(Digest::of(b"orphan").hex()),
+        "orphan",
+    )
+    .unwrap();
+    fs::create_dir_all(
+        root.join("layers")
+            .join(Digest::of(b"orphan").hex())
+            .join("fs"),
+    )
+    .unwrap();
+
+    let again = layout.store().await;
+    let left = |part: &str| fs::read_dir(root.join(part)).unwrap().count();
+    assert_eq!(
+        (left("ingest"), left("layers"), left("blobs/sha256")),
+        (0, 1, 3)
+    );
+    assert!(again.get(&reference("app:v1")).await.unwrap().is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_handles_see_each_others_changes() {
+    let layout = Layout::new();
+    let image = layout.image(&[hello(), Layer::new().file("more", "").finish()]);
+    let source = layout.index(&[(&image, "app:v1")]);
+    let (one, two) = (layout.store().await, layout.store().await);
+    assert!(two.list().await.unwrap().is_empty());
+    let names: Vec<Reference> = (0..8).map(|n| reference(&format!("app:n{n}"))).collect();
+    let tasks: Vec<_> = names
+        .iter()
+        .map(|name| {
+            let (store, source, name) = (one.clone(), source.clone(), name.clone());
+            tokio::spawn(async move {
+                // Each removal may take away what another import relies on.
+                store
+                    .import(source, std::slice::from_ref(&name))
+                    .await
+                    .unwrap();
+                store.remove(&name).await.unwrap();
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    assert!(two.list().await.unwrap().is_empty());
+    assert_untouched(&two);
+    one.import(&source, &names).await.unwrap();
+    assert_eq!(two.list().await.unwrap()[0].references.len(), 8);
+}
+
+#[tokio::test]
+async fn directories_without_an_entry_look_as_they_do_below() {
+    let layout = Layout::new();
+    let base = Layer::new()
+        .entry("var/", tar::EntryType::Directory, |header| {
+            header.set_mode(0o1777);
+            header.set_uid(42);
+        })
+        .entry("var/lib/", tar::EntryType::Directory, |header| {
+            header.set_mode(0o700)
+        })
+        .finish();
+    let upper = Layer::new().file("var/lib/app/data", "").finish();
+    let image = layout.image(&[base, upper]);
+    let store = layout.store().await;
+    let images = store
+        .import(layout.index(&[(&image, "app:v1")]), &[])
+        .await
+        .unwrap();
+    let layers = &images[0].layers;
+    assert_eq!(layers.len(), 3, "{layers:?}");
+    let seen = |path: &str| {
+        let top = layers
+            .iter()
+            .rev()
+            .map(|layer| layer.join(path))
+            .find(|path| path.exists());
+        let metadata = fs::metadata(top.unwrap()).unwrap();
+        (metadata.mode() & 0o7777, metadata.uid(), metadata.mtime())
+    };
+    assert_eq!(seen("var"), (0o1777, 42, 1_000_000_000));
+    assert_eq!(seen("var/lib"), (0o700, 0, 1_000_000_000));
+    assert_eq!(seen("var/lib/app").0, 0o755);
+    // All of it goes with the image.
+    store.remove(&reference("app:v1")).await.unwrap();
+    assert_untouched(&store);
+    assert_eq!(
+        fs::read_dir(store.root().join("parents")).unwrap().count(),
+        0
+    );
+}
+
+#[tokio::test]
+async fn an_opaque_root_hides_all_below() {
+    let layout = Layout::new();
+    let top = Layer::new()
+        .file(".wh..wh..opq", "")
+        .file("only", "")
+        .finish();
+    let image = layout.image(&[hello(), top]);
+    let store = layout.store().await;
+    let images = store
+        .import(layout.index(&[(&image, "app:v1")]), &[])
+        .await
+        .unwrap();
+    assert_eq!(images[0].layers.len(), 1);
+    assert!(images[0].layers[0].join("only").exists());
+}
+
+#[tokio::test]
+async fn the_store_is_an_oci_layout() {
+    let layout = Layout::new();
+    let image = layout.image(&[hello()]);
+    let store = layout.store().await;
+    store
+        .import(layout.index(&[(&image, "app:v1")]), &[])
+        .await
+        .unwrap();
+    // It can be imported itself.
+    let copy = Store::open(layout.dir.path().join("copy")).await.unwrap();
+    let images = copy.import(store.root(), &[]).await.unwrap();
+    assert_eq!(images[0].references, [reference("app:v1")]);
+    let index = fs::read(store.root().join("index.json")).unwrap();
+    let index: Value = serde_json::from_slice(&index).unwrap();
+    assert_eq!(
+        index["manifests"][0]["annotations"],
+        json!({
+            "io.containerd.image.name": "docker.io/library/app:v1",
+            "org.opencontainers.image.ref.name": "docker.io/library/app:v1",
+        })
+    );
+    assert!(Path::exists(&store.root().join("oci-layout")));
+}
