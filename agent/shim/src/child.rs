@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
@@ -157,11 +157,20 @@ pub(crate) fn spawn_init() -> Result<Pid> {
     }
 }
 
-/// What the shim blocks or ignores must not be blocked or ignored in containers.
+/// What the shim blocks or ignores must not be blocked or ignored in containers: Rust ignores
+/// SIGPIPE, and glibc's `posix_spawn`, by which the shim was started, its two own signals.
 pub(crate) fn restore_signals() {
-    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
-    // SAFETY: the default action runs no code of ours.
-    let _ = unsafe { nix::sys::signal::sigaction(Signal::SIGPIPE, &default) };
+    const GLIBC_INTERNAL: [libc::c_int; 2] = [32, 33];
+    // The kernel's `struct sigaction`, all zero: the default action, no flags, an empty mask.
+    let default = [0u64; 4];
+    for signal in GLIBC_INTERNAL.into_iter().chain([libc::SIGPIPE]) {
+        // SAFETY: the structure is as large as the kernel's and outlives the call. The C
+        // library's own function refuses its internal signals.
+        unsafe {
+            let none = std::ptr::null_mut::<u64>();
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), none, 8)
+        };
+    }
     let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
 }
 

@@ -21,6 +21,7 @@ pub mod cgroup;
 mod connection;
 mod error;
 mod launch;
+pub mod preflight;
 mod purge;
 mod sandbox;
 pub mod seccomp;

@@ -23,21 +23,21 @@ pub(super) fn generate(
     identity: &Identity,
 ) -> Result<Process, RuntimeError> {
     let image = config.image.config();
-    let mut builder = ProcessBuilder::default()
+    let mut process = ProcessBuilder::default()
         .terminal(config.container.tty.unwrap_or(false))
         .user(user(identity)?)
         .args(arguments(config, image.as_ref())?)
         .env(environment(config, sandbox, image.as_ref()))
         .cwd(working_directory(config, image.as_ref()))
         .capabilities(capabilities(security)?)
-        .oom_score_adj(permitted_oom_score(config.oom_score_adj));
-    // `false` would make libcontainer load the seccomp profile too late to be allowed to.
-    if security.no_new_privileges {
-        builder = builder.no_new_privileges(true);
-    }
-    let mut process = builder.build().map_err(invalid)?;
-    // The builder's default limits are not Kubernetes', which has none.
-    process.set_rlimits(None);
+        .oom_score_adj(permitted_oom_score(config.oom_score_adj))
+        .build()
+        .map_err(invalid)?;
+    // The builder's defaults are not Kubernetes'. And `noNewPrivileges: false` would make
+    // libcontainer load the seccomp profile too late to be allowed to: it is there or it is not.
+    process
+        .set_rlimits(None)
+        .set_no_new_privileges(security.no_new_privileges.then_some(true));
     Ok(process)
 }
 
