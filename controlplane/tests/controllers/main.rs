@@ -1,0 +1,11 @@
+//! The controllers and the scheduler at work on a real API server and store, in this process.
+//!
+//! Nodes are stand-ins that answer for their pods through the API (see `cluster`): what is
+//! tested here is what the control plane decides. Real containers are the end-to-end tests'.
+
+#![allow(clippy::unwrap_used)]
+
+mod cluster;
+mod deployments;
+mod garbage;
+mod scheduling;
