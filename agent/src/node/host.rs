@@ -86,7 +86,7 @@ pub struct Pressure {
 }
 
 impl Pressure {
-    /// Compares the host with the kubelet's default hard eviction thresholds.
+    /// Compares the host with the kubelet's default hard eviction thresholds, disk apart.
     pub fn look(data: &Path) -> Self {
         let memory = meminfo(&read("/proc/meminfo"), "MemAvailable");
         let disk = storage(data).is_some_and(|s| s.is_short());
@@ -106,9 +106,10 @@ struct Storage {
 }
 
 impl Storage {
-    /// `imagefs.available<15%`, `nodefs.inodesFree<5%`: images and pods share one file system.
+    /// Less than 5 % of the bytes or of the inodes are left, as k3s has it: images and pods
+    /// share one file system, which other things of the host share too.
     fn is_short(&self) -> bool {
-        let bytes = i128::from(self.available) * 100 < i128::from(self.total) * 15;
+        let bytes = i128::from(self.available) * 100 < i128::from(self.total) * 5;
         let inodes =
             self.inodes > 0 && u128::from(self.free_inodes) * 100 < u128::from(self.inodes) * 5;
         bytes || inodes
