@@ -4,8 +4,15 @@
 
 mod data_dir;
 mod down;
+mod exec;
 mod image;
+mod inspect;
+mod local;
+mod logs;
+mod output;
 mod preflight;
+mod ps;
+mod terminal;
 mod up;
 
 use std::io::IsTerminal;
@@ -30,6 +37,14 @@ enum Command {
     Down(down::DownArgs),
     /// Look after this node's images
     Image(image::ImageArgs),
+    /// List this node's containers, with the control plane up or down
+    Ps(ps::PsArgs),
+    /// Tell everything about one pod's containers: processes, cgroups, mounts, namespaces
+    Inspect(inspect::InspectArgs),
+    /// Print a container's log
+    Logs(logs::LogsArgs),
+    /// Run a command in a container
+    Exec(exec::ExecArgs),
 }
 
 fn main() -> ExitCode {
@@ -50,6 +65,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Up(args) => up::run(args),
         Command::Down(args) => down::run(args),
         Command::Image(args) => block_on(image::run(args)).map(|()| ExitCode::SUCCESS),
+        Command::Ps(args) => block_on(ps::run(args)),
+        Command::Inspect(args) => block_on(inspect::run(args)),
+        Command::Logs(args) => block_on(logs::run(args)),
+        Command::Exec(args) => block_on(exec::run(args)),
     }
 }
 
