@@ -7,12 +7,12 @@ use super::object::Object;
 use super::query::FieldValidation;
 use super::status::ApiError;
 use crate::resources::Resource;
-use crate::schema;
+use crate::schema::{self, protobuf};
 
 /// The largest body that is read, as in Kubernetes.
 pub(super) const LIMIT: usize = 3 << 20;
 
-const SUPPORTED: [&str; 2] = ["application/json", "application/yaml"];
+const SUPPORTED: [&str; 3] = ["application/json", "application/yaml", protobuf::MEDIA_TYPE];
 
 /// An object out of a body, and what to warn its sender of.
 #[derive(Debug)]
@@ -58,6 +58,9 @@ pub(super) fn any(content_type: &str, body: &[u8]) -> Result<Value, ApiError> {
         "application/yaml" => {
             serde_yaml_ng::from_slice(body).map_err(|e| ApiError::bad_request(e.to_string()))
         }
+        protobuf::MEDIA_TYPE => {
+            schema::decode_protobuf(body).map_err(|e| ApiError::bad_request(e.to_string()))
+        }
         _ => Err(ApiError::unsupported_media_type(&SUPPORTED)),
     }
 }
@@ -80,6 +83,9 @@ fn syntax(
         "application/yaml" => serde_yaml_ng::from_slice(body)
             .map(|value| (value, Vec::new()))
             .map_err(|e| unrecognized(e.to_string())),
+        protobuf::MEDIA_TYPE => schema::decode_protobuf(body)
+            .map(|value| (value, Vec::new()))
+            .map_err(|e| ApiError::bad_request(e.to_string())),
         _ => Err(ApiError::unsupported_media_type(&SUPPORTED)),
     }
 }

@@ -9,10 +9,13 @@
 
 mod conform;
 mod decode;
+mod numbers;
+pub mod protobuf;
 mod table;
 
 use std::sync::OnceLock;
 
+use protobuf::ProtobufError;
 use serde_json::Value;
 
 pub use decode::{Decoded, decode};
@@ -37,4 +40,12 @@ pub fn schema() -> &'static Schema {
 pub fn conform(definition: &str, value: &mut Value) -> Result<Vec<String>, String> {
     let schema = schema();
     conform::conform(schema, &schema.type_of(definition), value)
+}
+
+/// Decodes a body of Kubernetes' protobuf encoding into the object that it holds.
+///
+/// # Errors
+/// When it is no such body, or of a kind that the schema does not know.
+pub fn decode_protobuf(body: &[u8]) -> Result<Value, ProtobufError> {
+    protobuf::decode(schema(), body)
 }
