@@ -67,7 +67,8 @@ pub enum Call {
     /// Copies a container's output from now on to the two descriptors that come with it.
     /// Answer: [`Reply::Attached`], with the descriptor to write input to, if it has one; later
     /// [`Message::Ended`]. It lasts until the connection closes.
-    Attach { id: String },
+    /// With `stdinOnce`, the first client that wants the input gets the only descriptor of it.
+    Attach { id: String, stdin: bool },
     /// Kills every container and ends the shim. Answer: [`Reply::Done`], once all have ended.
     Shutdown,
 }

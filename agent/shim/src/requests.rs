@@ -43,7 +43,7 @@ impl Supervisor {
             Call::Signal { id, signal } => self.signal(&id, signal).map(|()| Some(Reply::Done)),
             Call::Remove { id } => self.remove(&id).map(|()| Some(Reply::Done)),
             Call::Exec(exec) => self.exec(asked, &exec, fds).map(|()| None),
-            Call::Attach { id } => self.attach(asked, &id, fds).map(|()| None),
+            Call::Attach { id, stdin } => self.attach(asked, &id, stdin, fds).map(|()| None),
             Call::Shutdown => {
                 self.stop(asked);
                 Ok(None)
@@ -181,7 +181,13 @@ impl Supervisor {
         Ok(())
     }
 
-    fn attach(&mut self, asked: Waiting, id: &str, fds: Vec<OwnedFd>) -> Result<(), Failure> {
+    fn attach(
+        &mut self,
+        asked: Waiting,
+        id: &str,
+        stdin: bool,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), Failure> {
         let container = self.container(id)?;
         if container.has_ended() {
             let why = format!("container {id} is not running");
@@ -194,7 +200,13 @@ impl Supervisor {
         let attached = Attached::new(asked.client, stdout, stderr);
         container.attached.push(attached);
         let input: Vec<_> = container.stdin.iter().map(AsRawFd::as_raw_fd).collect();
+        // Given away, it ends when the client closes it, whatever way that happens.
+        let given = match stdin && container.stdin_once {
+            true => container.stdin.take(),
+            false => None,
+        };
         self.answer(asked, Ok(Reply::Attached), &input);
+        drop(given);
         Ok(())
     }
 

@@ -226,11 +226,7 @@ impl Supervisor {
             }
         }
         for container in self.containers.values_mut() {
-            let before = container.attached.len();
             container.attached.retain(|attached| attached.client != key);
-            if container.attached.len() < before && container.stdin_once {
-                container.stdin = None;
-            }
         }
     }
 

@@ -19,7 +19,8 @@ use super::connection::Connection;
 use super::error::RuntimeError;
 use super::session::Session;
 use super::types::{
-    CgroupStats, ContainerConfig, ContainerRecord, ExecRequest, SandboxConfig, SandboxState,
+    AttachRequest, CgroupStats, ContainerConfig, ContainerRecord, ExecRequest, SandboxConfig,
+    SandboxState,
 };
 use super::{Runtime, blocking, cgroup, spec};
 
@@ -196,12 +197,12 @@ impl Sandbox {
         Session::exec(&self.socket(), self.uid(), id, request).await
     }
 
-    /// Follows a running container's output and feeds its input. `tty` as in its declaration.
+    /// Follows a running container's output and, if asked to, feeds its input.
     ///
     /// # Errors
     /// [`RuntimeError::Conflict`] when it does not run.
-    pub async fn attach(&self, id: &str, tty: bool) -> Result<Session, RuntimeError> {
-        Session::attach(&self.socket(), self.uid(), id, tty).await
+    pub async fn attach(&self, id: &str, request: AttachRequest) -> Result<Session, RuntimeError> {
+        Session::attach(&self.socket(), self.uid(), id, request).await
     }
 
     /// What a running container uses.

@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::connection::{Connection, watched};
 use super::error::RuntimeError;
-use super::types::ExecRequest;
+use super::types::{AttachRequest, ExecRequest};
 
 /// A pipe's or terminal's end, read or written without blocking.
 #[derive(Debug)]
@@ -152,20 +152,25 @@ impl Session {
         })
     }
 
-    /// Follows a container's output from now on, and feeds its input if it has one.
+    /// Follows a container's output from now on, and feeds its input if that is wanted and it
+    /// has one.
     pub(super) async fn attach(
         socket: &Path,
         pod: &str,
         id: &str,
-        tty: bool,
+        request: AttachRequest,
     ) -> Result<Self, RuntimeError> {
+        let AttachRequest { tty, stdin } = request;
         let gone = |_| RuntimeError::Gone(pod.to_owned());
         let pipes = || RuntimeError::io("making the pipes of an attachment in", socket);
         let connection = Connection::open(socket).map_err(gone)?;
         let (stdout_ours, stdout) = pipe().map_err(pipes())?;
         let (stderr_ours, stderr) = pipe().map_err(pipes())?;
         let theirs: [RawFd; 2] = [stdout.as_raw_fd(), stderr.as_raw_fd()];
-        let call = Call::Attach { id: id.to_owned() };
+        let call = Call::Attach {
+            id: id.to_owned(),
+            stdin,
+        };
         let (_, fds) = connection.ask(pod, call, &theirs).await?;
         let input = fds.into_iter().next();
         let terminal = match &input {
@@ -176,7 +181,11 @@ impl Session {
             _ => None,
         };
         Ok(Self {
-            stdin: input.map(Stream::new).transpose().map_err(pipes())?,
+            stdin: input
+                .filter(|_| stdin)
+                .map(Stream::new)
+                .transpose()
+                .map_err(pipes())?,
             stdout: Some(Stream::new(stdout_ours).map_err(pipes())?),
             stderr: if tty {
                 None

@@ -102,6 +102,14 @@ pub struct ExecRequest {
     pub stdin: bool,
 }
 
+/// An attachment to a running container's own process.
+#[derive(Debug, Clone, Copy)]
+pub struct AttachRequest {
+    /// As the container is declared.
+    pub tty: bool,
+    pub stdin: bool,
+}
+
 /// What the agent knows of a sandbox at one moment.
 #[derive(Debug, Clone, Default)]
 pub struct SandboxState {

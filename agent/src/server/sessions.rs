@@ -12,7 +12,7 @@ use super::containers::{Attempts, Missing};
 use super::query::Query;
 use super::routes::Refusal;
 use super::{NodePod, ServerState};
-use crate::runtime::types::ExecRequest;
+use crate::runtime::types::{AttachRequest, ExecRequest};
 use crate::runtime::{RuntimeError, Session};
 
 /// What a session is for.
@@ -127,8 +127,11 @@ async fn begin(
         }
         Kind::Attach => {
             let failed = |error: RuntimeError| format!("error attaching to container: {error}");
-            let attached = sandbox.attach(&record.id, attempts.tty()).await;
-            attached.map_err(failed)
+            let request = AttachRequest {
+                tty: attempts.tty(),
+                stdin: wanted.stdin,
+            };
+            sandbox.attach(&record.id, request).await.map_err(failed)
         }
     }
 }

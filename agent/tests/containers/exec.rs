@@ -1,7 +1,7 @@
 //! Commands in running containers, and attachments to their own process.
 
 use serde_json::json;
-use skiff_agent::runtime::types::ExecRequest;
+use skiff_agent::runtime::types::{AttachRequest, ExecRequest};
 use skiff_agent::runtime::{Sandbox, Session};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -140,7 +140,16 @@ async fn an_attachment_follows_output_and_feeds_input() {
     let config = node.shell(&pod, script, declared);
     let log = config.log_path.clone();
     let id = node.start(&pod, config).await.id;
-    let mut session = pod.attach(&id, false).await.unwrap();
+    let mut session = pod
+        .attach(
+            &id,
+            AttachRequest {
+                tty: false,
+                stdin: true,
+            },
+        )
+        .await
+        .unwrap();
     session
         .stdin
         .as_mut()
@@ -171,7 +180,16 @@ async fn a_container_may_have_a_terminal() {
     let config = node.shell(&pod, "read line; echo $TERM got $line; stty size", declared);
     let log = config.log_path.clone();
     let id = node.start(&pod, config).await.id;
-    let mut session = pod.attach(&id, true).await.unwrap();
+    let mut session = pod
+        .attach(
+            &id,
+            AttachRequest {
+                tty: true,
+                stdin: true,
+            },
+        )
+        .await
+        .unwrap();
     session.terminal.as_ref().unwrap().resize(20, 50).unwrap();
     session
         .stdin
