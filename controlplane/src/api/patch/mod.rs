@@ -2,8 +2,11 @@
 //! stored here: the pipeline's update loop calls these with the current object, as often as
 //! it must.
 
+mod apply;
+mod field_set;
 mod json;
 mod strategic;
+mod typed;
 
 use serde_json::Value;
 
@@ -96,24 +99,23 @@ pub fn apply(patch: &Patch, resource: &Resource, current: &Value) -> Result<Valu
 /// # Errors
 /// 409 with a cause for each field that another manager owns, unless `force`.
 pub fn server_side_apply(
-    _resource: &Resource,
-    _live: Option<&Value>,
-    _applied: &Value,
-    _manager: &FieldManager,
-    _force: bool,
+    resource: &Resource,
+    live: Option<&Value>,
+    applied: &Value,
+    manager: &FieldManager,
+    force: bool,
 ) -> Result<Value, ApiError> {
-    Err(ApiError::unsupported_media_type(&[
-        "application/merge-patch+json",
-    ]))
+    apply::apply(resource, live, applied, manager, force)
 }
 
 /// Records in `new`'s `managedFields` what a create (`old` is `None`), an update or another
-/// kind of patch changed. Called after defaulting and before validation; time stamps of
-/// managers whose fields did not change stay.
+/// kind of patch changed, once the object has been applied server-side. Called after defaulting
+/// and before validation; time stamps of managers whose fields did not change stay.
 pub fn record_update(
-    _resource: &Resource,
-    _old: Option<&Value>,
-    _new: &mut Value,
-    _manager: &FieldManager,
+    resource: &Resource,
+    old: Option<&Value>,
+    new: &mut Value,
+    manager: &FieldManager,
 ) {
+    apply::record_update(resource, old, new, manager);
 }
