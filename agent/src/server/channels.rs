@@ -8,7 +8,7 @@
 use std::io;
 use std::time::Duration;
 
-use axum::extract::ws::Message;
+use axum::extract::ws::{CloseFrame, Message, close_code};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::{Sink, SinkExt, Stream, StreamExt};
@@ -88,7 +88,7 @@ where
         while let Some(message) = queued.recv().await {
             sink.send(message).await?;
         }
-        sink.close().await
+        sink.send(normal_closure()).await
     };
     let finished = tokio::select! {
         (_, sent) = async { tokio::join!(produce, send) } => sent.is_ok(),
@@ -106,11 +106,21 @@ pub(super) async fn refuse<S, E>(mut socket: S, status: &Status)
 where
     S: Stream<Item = Result<Message, E>> + Sink<Message> + Unpin,
 {
-    if socket.send(status_message(status)).await.is_err() || socket.close().await.is_err() {
+    if socket.send(status_message(status)).await.is_err()
+        || socket.send(normal_closure()).await.is_err()
+    {
         return;
     }
     let drain = async { while let Some(Ok(_)) = socket.next().await {} };
     let _ = tokio::time::timeout(CLOSE_PATIENCE, drain).await;
+}
+
+/// The end of a session. kubectl takes a closure without a code for a failure.
+fn normal_closure() -> Message {
+    Message::Close(Some(CloseFrame {
+        code: close_code::NORMAL,
+        reason: "".into(),
+    }))
 }
 
 /// Sends what a stream gives until it ends.
