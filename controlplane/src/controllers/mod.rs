@@ -43,6 +43,8 @@ pub struct Config {
     pub root_ca: String,
     /// How long a node's lease may go without renewal before the node counts as unreachable.
     pub node_grace_period: Duration,
+    /// How long after a node vanished its pods are removed, should it not be back by then.
+    pub pod_quarantine: Duration,
     /// How many finished pods may stay before the oldest are removed.
     pub terminated_pods: usize,
 }
@@ -52,6 +54,7 @@ impl Config {
         Self {
             root_ca,
             node_grace_period: Duration::from_secs(10),
+            pod_quarantine: Duration::from_secs(40),
             terminated_pods: 12_500,
         }
     }
@@ -75,7 +78,6 @@ pub fn start(client: Client, informers: &Informers, config: Config) -> Running {
     let events = EventRecorder::start(client.clone(), "controller-manager", &tasks);
     deployment::start(client.clone(), informers, &events, &tasks);
     replicaset::start(client.clone(), informers, &events, &tasks);
-    service_account::start(client.clone(), informers, config.root_ca, &tasks);
     node_lifecycle::start(
         client.clone(),
         informers,
@@ -83,7 +85,8 @@ pub fn start(client: Client, informers: &Informers, config: Config) -> Running {
         config.node_grace_period,
         &tasks,
     );
-    pod_gc::start(client.clone(), informers, config.terminated_pods, &tasks);
+    pod_gc::start(client.clone(), informers, &config, &tasks);
+    service_account::start(client.clone(), informers, config.root_ca, &tasks);
     event_ttl::start(client.clone(), &tasks);
 
     let collected = garbage_collector::Observed::default();

@@ -2,7 +2,6 @@
 //! ever having had a node, and the oldest finished pods when there are too many.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -11,24 +10,23 @@ use kube::{Api, Client};
 use serde_json::json;
 use tracing::info;
 
-use super::Informers;
 use super::informer::{Change, Index, Informer, ObjectKey};
 use super::pod_state::{is_finished, node_name};
 use super::queue::WorkQueue;
 use super::runner::{self, Controller, Next};
 use super::tasks::Tasks;
+use super::{Config, Informers};
 
-/// A node that vanished may be back at once, under the same name: wait this long.
-const QUARANTINE: Duration = Duration::from_secs(40);
-
-pub(super) fn start(client: Client, informers: &Informers, terminated_pods: usize, tasks: &Tasks) {
+pub(super) fn start(client: Client, informers: &Informers, config: &Config, tasks: &Tasks) {
+    // A node that vanished may be back at once, under the same name.
+    let quarantine = config.pod_quarantine;
     let queue: WorkQueue<Task> = WorkQueue::default();
     let (nodes, pods) = (queue.clone(), informers.pods.clone());
     informers.nodes.subscribe(move |change| {
         if let Change::Deleted(node) = change {
             let name = node.metadata.name.as_deref().unwrap_or_default();
             for pod in pods.by_index(Index::Node, name) {
-                nodes.add_after(Task::Pod(ObjectKey::of(&*pod)), QUARANTINE);
+                nodes.add_after(Task::Pod(ObjectKey::of(&*pod)), quarantine);
             }
         }
     });
@@ -47,7 +45,7 @@ pub(super) fn start(client: Client, informers: &Informers, terminated_pods: usiz
             }
             Some(node) if matches!(change, Change::Added(_)) => {
                 if known_nodes.get(&ObjectKey::cluster(node)).is_none() {
-                    pods.add_after(Task::Pod(ObjectKey::of(&**pod)), QUARANTINE);
+                    pods.add_after(Task::Pod(ObjectKey::of(&**pod)), quarantine);
                 }
             }
             _ => {}
@@ -57,7 +55,7 @@ pub(super) fn start(client: Client, informers: &Informers, terminated_pods: usiz
         client,
         pods: informers.pods.clone(),
         nodes: informers.nodes.clone(),
-        terminated_pods,
+        terminated_pods: config.terminated_pods,
     });
     runner::run(controller, &queue, 1, tasks);
 }

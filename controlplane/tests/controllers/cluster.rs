@@ -1,6 +1,7 @@
 //! A control plane in this process, and nodes that run no containers: they only say of each
 //! pod that is bound to them what a node agent would, through the API.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::time::Duration;
 
@@ -11,35 +12,54 @@ use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
 use serde_json::json;
-use skiff_controlplane::{Config, ControlPlane, Running};
+use skiff_controlplane::controllers::{self, Informers};
+use skiff_controlplane::{Config, ControlPlane, Running, scheduler};
 use tempfile::TempDir;
+use tokio::task::JoinHandle;
 
 /// The longest that a test waits for anything.
 const DEADLINE: Duration = Duration::from_secs(30);
+/// How often a node renews its lease.
+const HEARTBEAT: Duration = Duration::from_millis(250);
 
 pub(crate) struct Cluster {
     pub(crate) client: Client,
     running: Running,
-    nodes: Vec<tokio::task::JoinHandle<()>>,
+    /// Controllers with a configuration of their own.
+    workers: Option<(Informers, controllers::Running, scheduler::Running)>,
+    nodes: HashMap<String, Vec<JoinHandle<()>>>,
     _data: TempDir,
 }
 
 impl Cluster {
     /// A control plane with this many nodes that are ready.
     pub(crate) async fn start(nodes: usize) -> Self {
+        Self::start_with(nodes, None).await
+    }
+
+    /// As [`start`](Self::start), with controllers that are configured otherwise.
+    pub(crate) async fn start_with(nodes: usize, config: Option<controllers::Config>) -> Self {
         // With RUST_LOG, as `RUST_LOG=skiff_controlplane=debug`. Several tests may share a process.
         let _ = tracing_subscriber::fmt()
             .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
             .with_test_writer()
             .try_init();
         let data = tempfile::tempdir().unwrap();
-        let running = ControlPlane::start(Config::new(data.path(), None))
-            .await
-            .unwrap();
+        let mut settings = Config::new(data.path(), None);
+        settings.controllers = config.is_none();
+        let running = ControlPlane::start(settings).await.unwrap();
+        let client = running.client.clone();
+        let workers = config.map(|config| {
+            let informers = Informers::start(&client);
+            let controllers = controllers::start(client.clone(), &informers, config);
+            let scheduler = scheduler::start(client.clone(), &informers);
+            (informers, controllers, scheduler)
+        });
         let mut cluster = Self {
-            client: running.client.clone(),
+            client,
             running,
-            nodes: Vec::new(),
+            workers,
+            nodes: HashMap::new(),
             _data: data,
         };
         for index in 0..nodes {
@@ -50,14 +70,33 @@ impl Cluster {
 
     pub(crate) async fn add_node(&mut self, name: &str) {
         register(&self.client, name).await;
-        let (client, name) = (self.client.clone(), name.to_string());
-        self.nodes
-            .push(tokio::spawn(async move { tend_pods(client, name).await }));
+        let (client, owned) = (self.client.clone(), name.to_string());
+        let pods = tokio::spawn(async move { tend_pods(client, owned).await });
+        let (client, owned) = (self.client.clone(), name.to_string());
+        let lease = tokio::spawn(async move {
+            loop {
+                renew_lease(&client, &owned).await;
+                tokio::time::sleep(HEARTBEAT).await;
+            }
+        });
+        self.nodes.insert(name.to_string(), vec![pods, lease]);
     }
 
-    pub(crate) async fn stop(self) {
-        for node in self.nodes {
-            node.abort();
+    /// The node falls silent: nobody answers for its pods, nor renews its lease.
+    pub(crate) fn silence(&mut self, name: &str) {
+        for task in self.nodes.remove(name).unwrap_or_default() {
+            task.abort();
+        }
+    }
+
+    pub(crate) async fn stop(mut self) {
+        for name in self.nodes.keys().cloned().collect::<Vec<_>>() {
+            self.silence(&name);
+        }
+        if let Some((informers, controllers, scheduler)) = self.workers {
+            scheduler.stop().await;
+            controllers.stop().await;
+            informers.stop().await;
         }
         self.running.shutdown().await;
     }
@@ -163,10 +202,9 @@ async fn register(client: &Client, name: &str) {
         .patch_status(name, &PatchParams::default(), &Patch::Merge(status))
         .await
         .unwrap();
-    renew_lease(client, name).await;
 }
 
-pub(crate) async fn renew_lease(client: &Client, name: &str) {
+async fn renew_lease(client: &Client, name: &str) {
     let leases: Api<k8s_openapi::api::coordination::v1::Lease> =
         Api::namespaced(client.clone(), "kube-node-lease");
     let now = jiff::Timestamp::now().to_string();

@@ -8,4 +8,5 @@
 mod cluster;
 mod deployments;
 mod garbage;
+mod nodes;
 mod scheduling;
