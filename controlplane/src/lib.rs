@@ -28,10 +28,11 @@ use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 
-use api::Api;
 use api::status::ApiError;
+use api::{Api, Credentials};
 use auth::UserInfo;
 use auth::pki::{Pki, PkiError};
+use auth::tokens::{TokenError, Tokens};
 use cache::{Cache, CacheWriter};
 use controllers::Informers;
 use resources::Registry;
@@ -71,6 +72,8 @@ pub enum StartError {
     Store(#[from] OpenError),
     #[error(transparent)]
     Pki(#[from] PkiError),
+    #[error(transparent)]
+    Token(#[from] TokenError),
     #[error(transparent)]
     Bind(#[from] BindError),
     #[error("cannot create the cluster's first objects: {0}")]
@@ -123,12 +126,16 @@ impl ControlPlane {
         let store = Arc::new(opened.serve(CacheWriter(cache.clone()))?);
         let stopping = CancellationToken::new();
         let address = local_addr.map_or_else(String::new, |address| address.to_string());
-        let node_tls = Some(pki.node_client_config()?);
+        let credentials = Credentials {
+            node_tls: pki.node_client_config()?,
+            tokens: Tokens::new(pki.service_account_key())?,
+        };
+        let credentials = Some(credentials);
         let api = Api::new(
             registry,
             store.clone(),
             cache,
-            node_tls,
+            credentials,
             address,
             stopping.clone(),
         );

@@ -14,7 +14,7 @@ struct Subresource {
     verbs: &'static [&'static str],
 }
 
-const POD_SUBRESOURCES: [Subresource; 5] = [
+const POD_SUBRESOURCES: [Subresource; 6] = [
     Subresource {
         name: "attach",
         gvk: ("", "v1", "PodAttachOptions"),
@@ -40,11 +40,26 @@ const POD_SUBRESOURCES: [Subresource; 5] = [
         gvk: ("", "v1", "Pod"),
         verbs: &["get"],
     },
+    Subresource {
+        name: "portforward",
+        gvk: ("", "v1", "PodPortForwardOptions"),
+        verbs: &["create", "get"],
+    },
 ];
 const FINALIZE: Subresource = Subresource {
     name: "finalize",
     gvk: ("", "v1", "Namespace"),
     verbs: &["update"],
+};
+const NODE_PROXY: Subresource = Subresource {
+    name: "proxy",
+    gvk: ("", "v1", "NodeProxyOptions"),
+    verbs: &["get"],
+};
+const TOKEN: Subresource = Subresource {
+    name: "token",
+    gvk: ("authentication.k8s.io", "v1", "TokenRequest"),
+    verbs: &["create"],
 };
 const SCALE: Subresource = Subresource {
     name: "scale",
@@ -236,6 +251,9 @@ fn add_names(found: &mut Value, resource: &Resource) {
 
 /// What a resource itself takes; namespaces are deleted one by one.
 pub(super) fn verbs(resource: &Resource) -> &'static [&'static str] {
+    if resource.question {
+        return &["create"];
+    }
     if resource.group.is_empty() && resource.plural == "namespaces" {
         return &[
             "create", "delete", "get", "list", "patch", "update", "watch",
@@ -258,6 +276,8 @@ fn subresources(resource: &Resource) -> Vec<Subresource> {
     match (resource.group, resource.plural) {
         ("", "pods") => parts.extend(POD_SUBRESOURCES),
         ("", "namespaces") => parts.push(FINALIZE),
+        ("", "nodes") => parts.push(NODE_PROXY),
+        ("", "serviceaccounts") => parts.push(TOKEN),
         _ => {}
     }
     if resource.scale.is_some() {
@@ -299,6 +319,8 @@ mod tests {
             json!(names),
             json!([
                 "apps",
+                "authentication.k8s.io",
+                "authorization.k8s.io",
                 "coordination.k8s.io",
                 "events.k8s.io",
                 "rbac.authorization.k8s.io"

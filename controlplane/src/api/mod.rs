@@ -28,10 +28,12 @@ pub mod path;
 mod policy;
 pub mod query;
 mod read;
+mod reviews;
 mod sessions;
 pub mod status;
 mod subresource;
 pub mod table;
+mod tokens;
 mod update;
 mod watch;
 
@@ -48,6 +50,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::auth::UserInfo;
 use crate::auth::authorize::Attributes;
+use crate::auth::tokens::Tokens;
 use crate::cache::Cache;
 use crate::resources::{Registry, Resource};
 use crate::store::Store;
@@ -62,8 +65,7 @@ pub struct Api {
     registry: RwLock<Arc<Registry>>,
     store: Arc<dyn Store>,
     cache: Arc<Cache>,
-    /// How nodes know this server; `None` when it never asks one.
-    node_tls: Option<Arc<rustls::ClientConfig>>,
+    credentials: Option<Credentials>,
     /// `host:port`, for discovery.
     address: String,
     /// What must exist before anybody is served does.
@@ -72,12 +74,19 @@ pub struct Api {
     stopping: CancellationToken,
 }
 
+/// What the server itself proves who it is with. Without it no node is asked, and no tokens
+/// are issued or believed.
+pub struct Credentials {
+    pub node_tls: Arc<rustls::ClientConfig>,
+    pub tokens: Tokens,
+}
+
 impl Api {
     pub fn new(
         registry: Registry,
         store: Arc<dyn Store>,
         cache: Arc<Cache>,
-        node_tls: Option<Arc<rustls::ClientConfig>>,
+        credentials: Option<Credentials>,
         address: String,
         stopping: CancellationToken,
     ) -> Self {
@@ -85,7 +94,7 @@ impl Api {
             registry: RwLock::new(Arc::new(registry)),
             store,
             cache,
-            node_tls,
+            credentials,
             address,
             bootstrapped: AtomicBool::new(false),
             stopping,
@@ -111,10 +120,12 @@ impl Api {
 
     async fn serve(&self, request: Request<Body>) -> Result<Response<Body>, ApiError> {
         let (mut parts, body) = request.into_parts();
-        let user = parts
-            .extensions
-            .remove::<UserInfo>()
-            .unwrap_or_else(UserInfo::anonymous);
+        let user = match parts.extensions.remove::<UserInfo>() {
+            Some(user) => user,
+            None => self
+                .bearer(&parts.headers)?
+                .unwrap_or_else(UserInfo::anonymous),
+        };
         let path = parts.uri.path();
         let query = Query::parse(parts.uri.query());
         let target = Target::parse(path);
@@ -168,6 +179,9 @@ impl Api {
         mut call: Call,
         body: Body,
     ) -> Result<Response<Body>, ApiError> {
+        if call.resource.question && (verb != Verb::Create || !call.subresource.is_empty()) {
+            return Err(ApiError::method_not_allowed_here());
+        }
         if verb == Verb::Watch && call.subresource.is_empty() {
             return self.watch(call);
         }
@@ -176,6 +190,7 @@ impl Api {
             match verb {
                 Verb::Get => self.get(&call),
                 Verb::List | Verb::Watch => self.list(&call),
+                Verb::Create if call.resource.question => self.review(&call, &body),
                 Verb::Create => self.create(&call, &body).await,
                 Verb::Update => self.update(&call, &body).await,
                 Verb::Patch => self.patch(&call, &body).await,
@@ -223,6 +238,9 @@ impl Api {
             ("binding", _, Verb::Create) if is_core("pods") => self.bind(call, body).await,
             ("eviction", _, Verb::Create) if is_core("pods") => {
                 self.create_eviction(call, body).await
+            }
+            ("token", _, Verb::Create) if is_core("serviceaccounts") => {
+                self.create_token(call, body)
             }
             ("finalize", _, Verb::Update) if is_core("namespaces") => {
                 self.finalize(call, body).await

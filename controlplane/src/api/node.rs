@@ -176,7 +176,7 @@ impl Api {
     }
 
     async fn connect(&self, endpoint: &Endpoint) -> io::Result<TlsStream<TcpStream>> {
-        let Some(tls) = &self.node_tls else {
+        let Some(own) = &self.credentials else {
             return Err(io::Error::other(
                 "this API server has no client certificate",
             ));
@@ -184,7 +184,7 @@ impl Api {
         let stream = TcpStream::connect((endpoint.address, endpoint.port)).await?;
         stream.set_nodelay(true)?;
         let name = ServerName::IpAddress(endpoint.address.into());
-        TlsConnector::from(Arc::clone(tls))
+        TlsConnector::from(Arc::clone(&own.node_tls))
             .connect(name, stream)
             .await
     }
@@ -212,7 +212,7 @@ async fn refusal(response: Response<Incoming>) -> ApiError {
     let text = body
         .map(|body| String::from_utf8_lossy(&body.to_bytes()).trim().to_string())
         .unwrap_or_default();
-    ApiError::from_node(code, &text)
+    ApiError::with_code(code, &text)
 }
 
 #[cfg(test)]

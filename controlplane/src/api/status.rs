@@ -302,8 +302,8 @@ impl ApiError {
         Self::new(500, "InternalError", message)
     }
 
-    /// What a node refused, in its own words.
-    pub fn from_node(code: u16, message: &str) -> Self {
+    /// An error by its HTTP status, with a message of its own.
+    pub fn with_code(code: u16, message: &str) -> Self {
         let reason = match code {
             400 => "BadRequest",
             401 => "Unauthorized",
@@ -311,6 +311,7 @@ impl ApiError {
             404 => "NotFound",
             405 => "MethodNotAllowed",
             409 => "Conflict",
+            422 => "Invalid",
             429 => "TooManyRequests",
             503 => "ServiceUnavailable",
             _ => "InternalError",

@@ -9,6 +9,7 @@ pub mod authorize;
 pub mod bootstrap;
 pub mod kubeconfig;
 pub mod pki;
+pub mod tokens;
 
 /// Members may do everything, whatever RBAC says: the way in when RBAC is broken.
 pub const MASTERS: &str = "system:masters";

@@ -20,6 +20,7 @@ mod print;
 pub mod quantity;
 mod rbac;
 mod replicasets;
+mod reviews;
 mod secrets;
 mod serviceaccounts;
 mod services;
@@ -60,6 +61,8 @@ pub struct Resource {
     pub time_to_live: Option<std::time::Duration>,
     /// This resource is another way to see the objects that a second one stores.
     pub stored_as: Option<StoredAs>,
+    /// Its objects are questions: creating one gives the answer, and nothing is stored.
+    pub question: bool,
 }
 
 /// A resource without storage of its own: its objects are those of another resource, seen
@@ -167,6 +170,7 @@ impl Resource {
             selectable_fields: &[],
             time_to_live: None,
             stored_as: None,
+            question: false,
         }
     }
 
@@ -267,7 +271,8 @@ pub fn registry() -> Registry {
     ] {
         registry.add(resource);
     }
-    for resource in events::resources().into_iter().chain(rbac::resources()) {
+    let more = events::resources().into_iter().chain(rbac::resources());
+    for resource in more.chain(reviews::resources()) {
         registry.add(resource);
     }
     registry

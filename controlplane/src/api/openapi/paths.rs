@@ -75,6 +75,9 @@ pub(super) fn add(
         components,
     };
     paths.insert(collection, writer.collection());
+    if resource.question {
+        return;
+    }
     paths.insert(one.clone(), writer.item(resource.schema, "", true));
     if resource.has_status {
         paths.insert(
@@ -110,12 +113,14 @@ struct Operation {
 
 impl Writer<'_> {
     fn collection(&mut self) -> Value {
-        let list = format!("{}List", self.resource.schema);
         let mut path = self.with_path_parameters(&["namespace"]);
-        path["get"] = self.operation(&Operation {
-            parameters: LISTING,
-            ..self.plain("list", "list", list)
-        });
+        if !self.resource.question {
+            let list = format!("{}List", self.resource.schema);
+            path["get"] = self.operation(&Operation {
+                parameters: LISTING,
+                ..self.plain("list", "list", list)
+            });
+        }
         let create = self.plain("create", "post", self.resource.schema.into());
         path["post"] = self.operation(&Operation {
             parameters: WRITING,
