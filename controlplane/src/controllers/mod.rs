@@ -13,6 +13,7 @@ mod event_ttl;
 pub mod events;
 mod garbage_collector;
 pub mod informer;
+mod informers;
 mod monitor;
 mod namespace;
 mod node_lifecycle;
@@ -24,12 +25,13 @@ mod replicaset;
 pub mod runner;
 mod service_account;
 pub mod tasks;
+pub(crate) mod writes;
 
 use std::time::Duration;
 
 use kube::Client;
 
-pub use informer::Informers;
+pub use informers::Informers;
 
 use events::EventRecorder;
 use monitor::Monitor;

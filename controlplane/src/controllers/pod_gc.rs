@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::api::{DeleteParams, Patch, PatchParams};
+use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::json;
 use tracing::info;
@@ -15,6 +15,7 @@ use super::pod_state::{is_finished, node_name};
 use super::queue::WorkQueue;
 use super::runner::{self, Controller, Next};
 use super::tasks::Tasks;
+use super::writes::{only, unless_gone};
 use super::{Config, Informers};
 
 pub(super) fn start(client: Client, informers: &Informers, config: &Config, tasks: &Tasks) {
@@ -43,10 +44,11 @@ pub(super) fn start(client: Client, informers: &Informers, config: &Config, task
             None if pod.metadata.deletion_timestamp.is_some() => {
                 pods.add(Task::Pod(ObjectKey::of(&**pod)));
             }
-            Some(node) if matches!(change, Change::Added(_)) => {
-                if known_nodes.get(&ObjectKey::cluster(node)).is_none() {
-                    pods.add_after(Task::Pod(ObjectKey::of(&**pod)), quarantine);
-                }
+            Some(node)
+                if matches!(change, Change::Added(_))
+                    && known_nodes.get(&ObjectKey::cluster(node)).is_none() =>
+            {
+                pods.add_after(Task::Pod(ObjectKey::of(&**pod)), quarantine);
             }
             _ => {}
         }
@@ -162,17 +164,8 @@ impl PodGc {
 
     async fn delete(&self, pod: &Pod) -> Result<(), kube::Error> {
         let (api, name) = self.api(pod);
-        let mut params = DeleteParams::default().grace_period(0);
-        params.preconditions = Some(kube::api::Preconditions {
-            uid: pod.metadata.uid.clone(),
-            resource_version: None,
-        });
-        match api.delete(&name, &params).await {
-            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {
-                Ok(())
-            }
-            other => other.map(|_| ()),
-        }
+        let params = only(pod.metadata.uid.as_deref()).grace_period(0);
+        unless_gone(api.delete(&name, &params).await)
     }
 
     fn api(&self, pod: &Pod) -> (Api<Pod>, String) {

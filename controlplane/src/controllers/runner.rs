@@ -56,14 +56,6 @@ impl IsExpected for kube::Error {
     }
 }
 
-/// An API error in the server's own words, as Kubernetes puts it into events.
-pub fn api_message(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) => status.message.clone(),
-        other => other.to_string(),
-    }
-}
-
 /// Runs `workers` workers of a controller until `tasks` stop. No two work on one key.
 pub fn run<C: Controller>(
     controller: Arc<C>,

@@ -18,7 +18,7 @@ use super::plugins::{Plugins, Preemption, Refusal};
 use crate::controllers::events::Severity;
 use crate::controllers::informer::ObjectKey;
 use crate::controllers::pod_state::{condition, node_name};
-use crate::controllers::runner::api_message;
+use crate::controllers::writes::api_message;
 
 /// Why no node can take a pod.
 #[derive(Debug)]

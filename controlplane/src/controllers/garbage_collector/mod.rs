@@ -306,12 +306,14 @@ impl GarbageCollector {
         policy: PropagationPolicy,
     ) -> Result<(), GcError> {
         debug!(object = %identity.key, kind = identity.kind.resource.kind, ?policy, "collecting");
-        let mut params = DeleteParams::default();
-        params.propagation_policy = Some(policy);
-        params.preconditions = Some(Preconditions {
-            uid: Some(identity.uid.to_string()),
-            resource_version: latest.resource_version.clone(),
-        });
+        let params = DeleteParams {
+            propagation_policy: Some(policy),
+            preconditions: Some(Preconditions {
+                uid: Some(identity.uid.to_string()),
+                resource_version: latest.resource_version.clone(),
+            }),
+            ..Default::default()
+        };
         let api = identity.kind.api(&self.client, &identity.key.namespace);
         ignore_absent(api.delete(&identity.key.name, &params).await.map(|_| ()))
     }

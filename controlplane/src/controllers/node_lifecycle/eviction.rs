@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod, Taint, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::json;
 
@@ -18,6 +18,7 @@ use crate::controllers::pod_state::node_name;
 use crate::controllers::queue::WorkQueue;
 use crate::controllers::runner::{self, Controller, Next};
 use crate::controllers::tasks::Tasks;
+use crate::controllers::writes::{only, unless_gone};
 use crate::scheduler::tolerates;
 
 const WORKERS: usize = 8;
@@ -157,20 +158,9 @@ impl TaintEviction {
         let marked = api
             .patch_status(&key.name, &params, &Patch::Strategic(patch))
             .await;
-        ignore_absent(marked.map(|_| ()))?;
-        let mut params = DeleteParams::default();
-        params.preconditions = Some(Preconditions {
-            uid: pod.metadata.uid.clone(),
-            resource_version: None,
-        });
-        ignore_absent(api.delete(&key.name, &params).await.map(|_| ()))
-    }
-}
-
-fn ignore_absent(result: Result<(), kube::Error>) -> Result<(), kube::Error> {
-    match result {
-        Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(()),
-        other => other,
+        unless_gone(marked)?;
+        let params = only(pod.metadata.uid.as_deref());
+        unless_gone(api.delete(&key.name, &params).await)
     }
 }
 

@@ -172,7 +172,7 @@ mod tests {
         };
         let lost = wanted(
             &node("Unknown"),
-            &[foreign.clone()],
+            std::slice::from_ref(&foreign),
             Disruption::Normal,
             now,
         );

@@ -7,6 +7,7 @@
 mod expectations;
 mod ranking;
 mod status;
+mod watch;
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -19,19 +20,20 @@ use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetSpec};
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
-use kube::api::{DeleteParams, PostParams, Preconditions};
+use kube::api::PostParams;
 use kube::core::Selector;
 use kube::{Api, Client};
 use tracing::debug;
 
 use super::Informers;
 use super::events::{EventRecorder, Severity};
-use super::informer::{Change, Index, Informer, ObjectKey};
-use super::ownership::{self, Owner, controller_ref, new_controller_ref, parse_selector, selects};
+use super::informer::{Index, Informer, ObjectKey};
+use super::ownership::{self, Owner, controller_ref, new_controller_ref, parse_selector};
 use super::pod_state::{self, is_active, is_finished, is_terminating};
 use super::queue::WorkQueue;
-use super::runner::{self, Controller, Next, api_message};
+use super::runner::{self, Controller, Next};
 use super::tasks::Tasks;
+use super::writes::{api_message, only};
 use expectations::Expectations;
 
 /// Pods that one reconcile creates or deletes at most.
@@ -101,88 +103,6 @@ impl Controller for ReplicaSetController {
 }
 
 impl ReplicaSetController {
-    fn watch(self: &Arc<Self>, queue: &WorkQueue<ObjectKey>) {
-        let sets = queue.clone();
-        let this = Arc::downgrade(self);
-        self.replica_sets.subscribe(move |change| {
-            let key = ObjectKey::of(&**change.object());
-            if let (Change::Deleted(_), Some(this)) = (change, this.upgrade()) {
-                this.expectations.forget(&key);
-            }
-            sets.add(key);
-        });
-        let pods = queue.clone();
-        let this = Arc::downgrade(self);
-        self.pods.subscribe(move |change| {
-            if let Some(this) = this.upgrade() {
-                this.pod_changed(change, &pods);
-            }
-        });
-    }
-
-    fn pod_changed(&self, change: &Change<Pod>, queue: &WorkQueue<ObjectKey>) {
-        match change {
-            Change::Added(pod) if pod.metadata.deletion_timestamp.is_some() => {
-                self.pod_is_going(pod, queue);
-            }
-            Change::Added(pod) => match self.set_of(pod) {
-                Some(key) => {
-                    self.expectations.creation_observed(&key);
-                    queue.add(key);
-                }
-                None => self.enqueue_adopters(pod, queue),
-            },
-            Change::Updated { old, new } => {
-                let owner = self.set_of(new);
-                let owner_before = self.set_of(old);
-                if let Some(before) = owner_before.filter(|before| Some(before) != owner.as_ref()) {
-                    queue.add(before);
-                }
-                if new.metadata.deletion_timestamp.is_some() {
-                    return self.pod_is_going(new, queue);
-                }
-                match owner {
-                    Some(key) => queue.add(key),
-                    None if labels_or_owner_changed(old, new) => self.enqueue_adopters(new, queue),
-                    None => {}
-                }
-            }
-            Change::Deleted(pod) => self.pod_is_going(pod, queue),
-        }
-    }
-
-    fn pod_is_going(&self, pod: &Pod, queue: &WorkQueue<ObjectKey>) {
-        if let Some(key) = self.set_of(pod) {
-            if let Some(uid) = &pod.metadata.uid {
-                self.expectations.deletion_observed(&key, uid);
-            }
-            queue.add(key);
-        }
-    }
-
-    /// The set that controls a pod, if it still exists.
-    fn set_of(&self, pod: &Pod) -> Option<ObjectKey> {
-        let owner = controller_ref(pod).filter(|owner| owner.kind == "ReplicaSet")?;
-        let namespace = pod.metadata.namespace.as_deref()?;
-        let key = ObjectKey::new(namespace, &owner.name);
-        let set = self.replica_sets.get(&key)?;
-        (set.metadata.uid.as_deref() == Some(&owner.uid)).then_some(key)
-    }
-
-    /// Lets every set that selects an orphan look whether to adopt it.
-    fn enqueue_adopters(&self, pod: &Pod, queue: &WorkQueue<ObjectKey>) {
-        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-        if controller_ref(pod).is_some() || pod.metadata.labels.is_none() {
-            return;
-        }
-        for set in self.replica_sets.by_index(Index::Namespace, namespace) {
-            let selector = parse_selector(&set.spec.selector);
-            if selector.is_some_and(|selector| !selector.selects_all() && selects(&selector, pod)) {
-                queue.add(ObjectKey::of(&*set));
-            }
-        }
-    }
-
     async fn claim_pods(
         &self,
         set: &ReplicaSet,
@@ -313,11 +233,7 @@ impl ReplicaSetController {
         pod: &Pod,
     ) -> Result<(), kube::Error> {
         let name = pod.metadata.name.as_deref().unwrap_or_default();
-        let mut params = DeleteParams::default();
-        params.preconditions = Some(Preconditions {
-            uid: pod.metadata.uid.clone(),
-            resource_version: None,
-        });
+        let params = only(pod.metadata.uid.as_deref());
         let result = api.delete(name, &params).await;
         if result.is_err()
             && let Some(uid) = &pod.metadata.uid
@@ -392,12 +308,6 @@ impl ReplicaSetController {
     fn pods_in(&self, namespace: &str) -> Api<Pod> {
         Api::namespaced(self.client.clone(), namespace)
     }
-}
-
-fn labels_or_owner_changed(old: &Pod, new: &Pod) -> bool {
-    old.metadata.labels != new.metadata.labels
-        || controller_ref(old).map(|owner| &owner.uid)
-            != controller_ref(new).map(|owner| &owner.uid)
 }
 
 /// When to look again because a ready pod becomes available by the passing of time alone.

@@ -113,33 +113,31 @@ impl OmitZeroes for ReplicaSetStatus {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::apps::v1::ReplicaSetSpec;
     use k8s_openapi::api::core::v1::{PodCondition, PodStatus};
 
     use super::*;
 
     fn pod(ready_for: Option<i64>, now: Timestamp) -> Arc<Pod> {
-        let mut pod = Pod::default();
-        pod.status = ready_for.map(|seconds| PodStatus {
-            conditions: Some(vec![PodCondition {
-                type_: "Ready".into(),
-                status: "True".into(),
-                last_transition_time: Some(Time(now - jiff::SignedDuration::from_secs(seconds))),
-                ..Default::default()
-            }]),
+        let ready = |seconds| PodCondition {
+            type_: "Ready".into(),
+            status: "True".into(),
+            last_transition_time: Some(Time(now - jiff::SignedDuration::from_secs(seconds))),
             ..Default::default()
-        });
-        Arc::new(pod)
+        };
+        Arc::new(Pod {
+            status: ready_for.map(|seconds| PodStatus {
+                conditions: Some(vec![ready(seconds)]),
+                ..Default::default()
+            }),
+            ..Default::default()
+        })
     }
 
     fn set(replicas: i32, min_ready: i32) -> ReplicaSet {
         let mut set = ReplicaSet::default();
         set.metadata.generation = Some(7);
-        set.spec = ReplicaSetSpec {
-            replicas: Some(replicas),
-            min_ready_seconds: Some(min_ready),
-            ..Default::default()
-        };
+        set.spec.replicas = Some(replicas);
+        set.spec.min_ready_seconds = Some(min_ready);
         set
     }
 

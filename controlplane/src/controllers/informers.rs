@@ -1,0 +1,111 @@
+//! The kinds that controllers and the scheduler look at, and how each is indexed.
+
+use std::fmt::Debug;
+
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, ServiceAccount};
+use kube::runtime::watcher;
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
+
+use super::informer::{Index, Informer};
+use super::ownership::controller_ref;
+use super::tasks::Tasks;
+
+/// The informers that controllers and the scheduler share.
+#[derive(Clone)]
+pub struct Informers {
+    pub deployments: Informer<Deployment>,
+    pub replica_sets: Informer<ReplicaSet>,
+    pub pods: Informer<Pod>,
+    pub nodes: Informer<Node>,
+    /// Node heartbeats: those of the namespace `kube-node-lease`.
+    pub node_leases: Informer<Lease>,
+    pub namespaces: Informer<Namespace>,
+    pub service_accounts: Informer<ServiceAccount>,
+    /// Those named `kube-root-ca.crt`, one in each namespace.
+    pub root_cas: Informer<ConfigMap>,
+    tasks: Tasks,
+}
+
+impl Informers {
+    /// Starts to list and watch everything that the controllers and the scheduler look at.
+    pub fn start(client: &Client) -> Self {
+        let informers = Self {
+            deployments: Informer::new(&[(Index::Namespace, namespace_of)]),
+            replica_sets: Informer::new(&[
+                (Index::Namespace, namespace_of),
+                (Index::Controller, controller_of),
+                (Index::Orphan, orphan_namespace_of),
+            ]),
+            pods: Informer::new(&[
+                (Index::Controller, controller_of),
+                (Index::Orphan, orphan_namespace_of),
+                (Index::Node, |pod| {
+                    let node = pod.spec.as_ref()?.node_name.as_deref();
+                    node.filter(|name| !name.is_empty())
+                }),
+            ]),
+            nodes: Informer::new(&[]),
+            node_leases: Informer::new(&[]),
+            namespaces: Informer::new(&[]),
+            service_accounts: Informer::new(&[]),
+            root_cas: Informer::new(&[]),
+            tasks: Tasks::default(),
+        };
+        informers.feed(&informers.deployments, Api::all(client.clone()), "");
+        informers.feed(&informers.replica_sets, Api::all(client.clone()), "");
+        informers.feed(&informers.pods, Api::all(client.clone()), "");
+        informers.feed(&informers.nodes, Api::all(client.clone()), "");
+        informers.feed(
+            &informers.node_leases,
+            Api::namespaced(client.clone(), "kube-node-lease"),
+            "",
+        );
+        informers.feed(&informers.namespaces, Api::all(client.clone()), "");
+        informers.feed(&informers.service_accounts, Api::all(client.clone()), "");
+        informers.feed(
+            &informers.root_cas,
+            Api::all(client.clone()),
+            "metadata.name=kube-root-ca.crt",
+        );
+        informers
+    }
+
+    /// Ends every watch. The stores keep what they had.
+    pub async fn stop(&self) {
+        self.tasks.stop().await;
+    }
+
+    fn feed<K>(&self, informer: &Informer<K>, api: Api<K>, fields: &str)
+    where
+        K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    {
+        let mut config = watcher::Config::default();
+        if !fields.is_empty() {
+            config = config.fields(fields);
+        }
+        let informer = informer.clone();
+        self.tasks
+            .supervise(format!("informer of {}", K::plural(&())), move || {
+                let (informer, api, config) = (informer.clone(), api.clone(), config.clone());
+                async move { informer.run(api, config).await }
+            });
+    }
+}
+
+fn namespace_of<K: Resource>(object: &K) -> Option<&str> {
+    object.meta().namespace.as_deref()
+}
+
+fn controller_of<K: Resource>(object: &K) -> Option<&str> {
+    controller_ref(object).map(|owner| owner.uid.as_str())
+}
+
+fn orphan_namespace_of<K: Resource>(object: &K) -> Option<&str> {
+    match controller_of(object) {
+        Some(_) => None,
+        None => namespace_of(object),
+    }
+}
