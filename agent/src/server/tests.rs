@@ -300,7 +300,10 @@ async fn refuses_a_command_inside_the_session() {
         "Internal error occurred: unable to upgrade connection: container not found (\"nginx\")"
     );
     let close = socket.next().await.unwrap().unwrap();
-    assert!(matches!(close, tungstenite::Message::Close(_)));
+    let tungstenite::Message::Close(Some(frame)) = close else {
+        panic!("{close:?}");
+    };
+    assert_eq!(u16::from(frame.code), 1000, "kubectl fails on any other");
 
     let (code, message) = server
         .get("/exec/default/web/nginx?command=ls&output=1")

@@ -65,7 +65,10 @@ fn send(to_server: &mpsc::UnboundedSender<Message>, channel: u8, bytes: &[u8]) {
 async fn all(mut from_server: mpsc::Receiver<Message>) -> HashMap<u8, Vec<u8>> {
     let mut channels = HashMap::<u8, Vec<u8>>::new();
     while let Some(message) = from_server.next().await {
-        let data = message.into_data();
+        let Message::Binary(data) = message else {
+            assert!(matches!(message, Message::Close(Some(frame)) if frame.code == 1000));
+            break;
+        };
         channels.entry(data[0]).or_default().extend(&data[1..]);
     }
     channels
