@@ -3,6 +3,7 @@
 //! The shim has its own profile and its own target directory beside the outer one, so that
 //! every outer build (debug, release, clippy ...) shares one shim, and cargo's locks don't meet.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
@@ -48,6 +49,16 @@ fn main() {
     let copy = Path::new(&variable("OUT_DIR")).join("skiff-shim");
     fs::copy(&shim, &copy).expect("the shim can be copied");
     println!("cargo::rustc-env=SKIFF_SHIM={}", copy.display());
+    println!("cargo::rustc-env=SKIFF_SHIM_HASH={}", hash(&copy));
+}
+
+/// Tells one build of the shim from another.
+fn hash(path: &Path) -> String {
+    let mut hasher = DefaultHasher::new();
+    fs::read(path)
+        .expect("the copy can be read")
+        .hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
 }
 
 fn variable(name: &str) -> String {

@@ -22,8 +22,10 @@ use nix::unistd::Pid;
 use skiff_shim::protocol::{Create, ROOTFS_DIR};
 
 use crate::child::{Channel, Report, own};
-use crate::execute::Tell;
+use crate::execute::Confined;
+use crate::privileges::Privileges;
 use crate::rootfs::{attach, clone_tree, mount_overlay};
+use crate::seccomp::Filter;
 use crate::{Result, context};
 
 /// Where the host's control groups are mounted.
@@ -66,27 +68,41 @@ fn set_up(
     let rootfs = run_dir.join(ROOTFS_DIR);
     let mut spec = Spec::load(create.state_dir.join("config.json"))
         .map_err(context("reading the specification in", &create.state_dir))?;
-    let mut adapted = share_processes(&mut spec, init);
-    adapted |= enter_mount_namespace(&mut spec, run_dir)?;
+    let filter = seccomp_filter(&spec, run_dir)?;
+    let executor = Confined {
+        privileges: Privileges::take(&mut spec, filter),
+        channel: channel.raw(),
+    };
+    share_processes(&mut spec, init);
+    enter_mount_namespace(&mut spec, run_dir)?;
     mount_overlay(&create.rootfs, &rootfs)?;
     make_working_directory(&spec, &rootfs)?;
     let state = run_dir.join(LIBCONTAINER_DIR);
-    let bundle = if adapted {
-        let bundle = state.join("bundles").join(&create.id);
-        fs::create_dir_all(&bundle).map_err(context("making", &bundle))?;
-        spec.save(bundle.join("config.json"))
-            .map_err(context("writing the specification to", &bundle))?;
-        bundle
-    } else {
-        fs::create_dir_all(&state).map_err(context("making", &state))?;
-        create.state_dir.clone()
-    };
-    build(create, &state, &bundle, pipes, channel)
+    let bundle = state.join("bundles").join(&create.id);
+    fs::create_dir_all(&bundle).map_err(context("making", &bundle))?;
+    spec.save(bundle.join("config.json"))
+        .map_err(context("writing the specification to", &bundle))?;
+    build(create, &state, &bundle, pipes, executor)
+}
+
+/// The filter of the container's profile, kept for all pods of the node.
+pub(crate) fn seccomp_filter(spec: &Spec, run_dir: &Path) -> Result<Option<Filter>> {
+    let linux = spec.linux().as_ref();
+    let profile = linux.and_then(|linux| linux.seccomp().as_ref());
+    let cache = node_run_dir(run_dir).join("seccomp");
+    profile
+        .map(|profile| Filter::of(profile, &cache))
+        .transpose()
+}
+
+/// `/run/skiff/<id>`, of which a pod's run directory is `pods/<uid>`.
+fn node_run_dir(run_dir: &Path) -> &Path {
+    run_dir.ancestors().nth(2).unwrap_or(run_dir)
 }
 
 /// Fills in the pid namespace that the pod's containers share, if they do.
-fn share_processes(spec: &mut Spec, init: Option<Pid>) -> bool {
-    let Some(init) = init else { return false };
+fn share_processes(spec: &mut Spec, init: Option<Pid>) {
+    let Some(init) = init else { return };
     let linux = spec.linux_mut().as_mut();
     let namespaces = linux.and_then(|linux| linux.namespaces_mut().as_mut());
     for namespace in namespaces.into_iter().flatten() {
@@ -94,18 +110,21 @@ fn share_processes(spec: &mut Spec, init: Option<Pid>) -> bool {
             namespace.set_path(Some(PathBuf::from(format!("/proc/{init}/ns/pid"))));
         }
     }
-    true
 }
 
 /// A copy of the host's mounts, of which changes here stay here. Volumes that the changes would
-/// break are taken aside before; whether there were any.
-fn enter_mount_namespace(spec: &mut Spec, run_dir: &Path) -> Result<bool> {
+/// break are taken aside before.
+fn enter_mount_namespace(spec: &mut Spec, run_dir: &Path) -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNS).map_err(context("making", "a mount namespace"))?;
-    let aside = take_aside(spec)?;
+    let node = node_run_dir(run_dir);
+    let aside = take_aside(spec, node)?;
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)
         .map_err(context("separating mounts from", "the host's"))?;
     hide_cgroups()?;
+    // libcontainer reads the table of mounts a dozen times: the pins of every other pod need
+    // not be in it. What is under the mount is the same directory.
+    umount2(node, MntFlags::MNT_DETACH).map_err(context("hiding", node))?;
     let volumes = spec.mounts_mut().as_mut();
     let volumes = volumes.map(Vec::as_mut_slice).unwrap_or_default();
     for (index, tree) in &aside {
@@ -125,12 +144,13 @@ fn enter_mount_namespace(spec: &mut Spec, run_dir: &Path) -> Result<bool> {
         attach(tree, &place).map_err(context("binding a volume at", &place))?;
         volumes[*index].set_source(Some(place));
     }
-    Ok(!aside.is_empty())
+    Ok(())
 }
 
-/// Clones the mounts of volumes that have the host's control groups in them, which are about to
-/// be hidden, and of those whose mounts are to reach the host, which must stay its peers.
-fn take_aside(spec: &Spec) -> Result<Vec<(usize, OwnedFd)>> {
+/// Clones the mounts of volumes that have in them what is about to be hidden (the host's control
+/// groups, the node's run directory), and of those whose mounts are to reach the host, which must
+/// stay its peers.
+fn take_aside(spec: &Spec, node: &Path) -> Result<Vec<(usize, OwnedFd)>> {
     let mut aside = Vec::new();
     for (index, volume) in spec.mounts().iter().flatten().enumerate() {
         let is_bind = volume.typ().as_deref() == Some("bind");
@@ -139,8 +159,9 @@ fn take_aside(spec: &Spec) -> Result<Vec<(usize, OwnedFd)>> {
         };
         let options = volume.options().iter().flatten();
         let is_shared = options.into_iter().any(|option| option == "rshared");
-        let has_cgroups = source.starts_with(CGROUPS) || Path::new(CGROUPS).starts_with(source);
-        if is_shared || has_cgroups {
+        let hidden = [Path::new(CGROUPS), node];
+        let overlaps = |hidden: &Path| source.starts_with(hidden) || hidden.starts_with(source);
+        if is_shared || hidden.into_iter().any(overlaps) {
             let tree = clone_tree(source).map_err(context("cloning the mounts of", source))?;
             aside.push((index, tree));
         }
@@ -176,14 +197,12 @@ fn build(
     state: &Path,
     bundle: &Path,
     pipes: Option<Pipes>,
-    channel: &Channel,
+    executor: Confined,
 ) -> Result<(i32, Option<OwnedFd>)> {
     let mut builder = ContainerBuilder::new(create.id.clone(), SyscallType::default())
         .with_root_path(state)
         .map_err(explain)?
-        .with_executor(Tell {
-            channel: channel.raw(),
-        });
+        .with_executor(executor);
     let mut console = None;
     if let Some(pipes) = pipes {
         builder = builder

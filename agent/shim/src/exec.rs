@@ -10,15 +10,18 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 
 use libcontainer::oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
-use libcontainer::syscall::linux::LinuxSyscall;
-use libcontainer::{capabilities, seccomp};
 use nix::errno::Errno;
 use nix::sched::CloneFlags;
-use nix::unistd::{Gid, Pid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, setgroups, setsid};
+use nix::unistd::{
+    Gid, Pid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, setgroups, setresgid, setresuid,
+    setsid,
+};
 use skiff_shim::protocol::Exec;
 
 use crate::child::{Channel, Report, clone};
+use crate::create::seccomp_filter;
 use crate::execute::execute;
+use crate::privileges::Privileges;
 use crate::{Result, context};
 
 /// Where the command's standard streams go.
@@ -30,25 +33,29 @@ pub(crate) enum Streams {
 /// Runs the command; this process ends, and the command is the shim's child.
 pub(crate) fn run(
     exec: &Exec,
+    run_dir: &Path,
     state_dir: &Path,
     container: Pid,
     streams: &Streams,
     channel: &Channel,
 ) {
-    if let Err(message) = enter_and_clone(exec, state_dir, container, streams, channel) {
+    if let Err(message) = enter_and_clone(exec, run_dir, state_dir, container, streams, channel) {
         channel.fail(message);
     }
 }
 
 fn enter_and_clone(
     exec: &Exec,
+    run_dir: &Path,
     state_dir: &Path,
     container: Pid,
     streams: &Streams,
     channel: &Channel,
 ) -> Result<()> {
-    let spec = Spec::load(state_dir.join("config.json"))
+    let mut spec = Spec::load(state_dir.join("config.json"))
         .map_err(context("reading the specification in", state_dir))?;
+    let filter = seccomp_filter(&spec, run_dir)?;
+    let privileges = Privileges::take(&mut spec, filter);
     let process = spec
         .process()
         .as_ref()
@@ -65,7 +72,7 @@ fn enter_and_clone(
             Ok(())
         }
         None => {
-            let message = match become_command(exec, &spec, process, streams, channel) {
+            let message = match become_command(exec, process, &privileges, streams, channel) {
                 Ok(never) => match never {},
                 Err(message) => message,
             };
@@ -102,8 +109,8 @@ fn enter(container: Pid, spec: &Spec) -> Result<()> {
 
 fn become_command(
     exec: &Exec,
-    spec: &Spec,
     process: &Process,
+    privileges: &Privileges,
     streams: &Streams,
     channel: &Channel,
 ) -> Result<std::convert::Infallible> {
@@ -127,7 +134,8 @@ fn become_command(
     if !env.iter().any(|entry| entry.starts_with("HOME=")) {
         env.push(format!("HOME={}", home(process.user().uid())));
     }
-    take_privileges(spec, process)?;
+    become_user(process)?;
+    privileges.enter()?;
     if late {
         chdir(cwd).map_err(context("entering the working directory", cwd))?;
     }
@@ -136,47 +144,17 @@ fn become_command(
     Err(execute(&exec.args, &env))
 }
 
-/// Groups, seccomp, user and capabilities, in the order in which each is still allowed.
-fn take_privileges(spec: &Spec, process: &Process) -> Result<()> {
+/// Becomes the container's user, keeping capabilities, which are reduced after it.
+fn become_user(process: &Process) -> Result<()> {
     let user = process.user();
     let groups = user.additional_gids().clone().unwrap_or_default();
     let groups: Vec<Gid> = groups.into_iter().map(Gid::from_raw).collect();
     setgroups(&groups).map_err(context("setting", "supplementary groups"))?;
-    let linux = spec.linux().as_ref();
-    let profile = linux.and_then(|linux| linux.seccomp().as_ref());
-    let no_new_privileges = process.no_new_privileges() == Some(true);
-    if no_new_privileges {
-        // SAFETY: the call takes no pointers.
-        unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
-    } else {
-        // Without it, loading a filter is a privilege that is about to be dropped.
-        filter(profile)?;
-    }
-    // Capabilities survive the change of user, to be reduced after it.
     // SAFETY: the call takes no pointers.
     unsafe { libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0) };
     let (uid, gid) = (Uid::from_raw(user.uid()), Gid::from_raw(user.gid()));
-    nix::unistd::setresgid(gid, gid, gid).map_err(context("becoming", "the container's group"))?;
-    nix::unistd::setresuid(uid, uid, uid).map_err(context("becoming", "the container's user"))?;
-    let syscall = LinuxSyscall;
-    capabilities::reset_effective(&syscall).map_err(context("keeping", "capabilities"))?;
-    if let Some(wanted) = process.capabilities() {
-        capabilities::drop_privileges(wanted, &syscall)
-            .map_err(context("dropping", "capabilities"))?;
-    }
-    if no_new_privileges {
-        filter(profile)?;
-    }
-    Ok(())
-}
-
-fn filter(profile: Option<&libcontainer::oci_spec::runtime::LinuxSeccomp>) -> Result<()> {
-    match profile {
-        Some(profile) => seccomp::initialize_seccomp(profile)
-            .map(drop)
-            .map_err(context("loading", "the seccomp profile")),
-        None => Ok(()),
-    }
+    setresgid(gid, gid, gid).map_err(context("becoming", "the container's group"))?;
+    setresuid(uid, uid, uid).map_err(context("becoming", "the container's user"))
 }
 
 /// Opens a terminal of the container, makes it the controlling one, and sends the shim the other

@@ -11,6 +11,7 @@ use nix::unistd::{AccessFlags, access, execve};
 use skiff_shim::wire;
 
 use crate::child::Report;
+use crate::privileges::Privileges;
 
 /// Replaces this process by the program; returns only what went wrong, in runc's words.
 pub(crate) fn execute(args: &[String], env: &[String]) -> String {
@@ -83,14 +84,16 @@ fn describe(error: nix::errno::Errno) -> String {
     error.desc().to_lowercase()
 }
 
-/// Executes a container's own process, and tells the shim when that fails.
+/// Executes a container's own process with what privileges it is left, and tells the shim when
+/// that fails.
 #[derive(Clone)]
-pub(crate) struct Tell {
+pub(crate) struct Confined {
+    pub(crate) privileges: Privileges,
     /// The channel to the shim; it closes when the program is executed.
     pub(crate) channel: RawFd,
 }
 
-impl Tell {
+impl Confined {
     fn command(spec: &Spec) -> (Vec<String>, Vec<String>) {
         let process = spec.process().as_ref();
         let get = |list: Option<&Option<Vec<String>>>| list.cloned().flatten().unwrap_or_default();
@@ -101,7 +104,7 @@ impl Tell {
     }
 }
 
-impl Executor for Tell {
+impl Executor for Confined {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
         let (args, mut env) = Self::command(spec);
         // libcontainer has looked up the user's home and put it into our environment.
@@ -121,9 +124,12 @@ impl Executor for Tell {
     }
 
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
+        // The process has its user by now. It waits to be started with no more privileges than
+        // its program will have.
         let (args, env) = Self::command(spec);
-        find(&args, &env)
-            .map(drop)
+        self.privileges
+            .enter()
+            .and_then(|()| find(&args, &env).map(drop))
             .map_err(ExecutorValidationError::ArgValidationError)
     }
 }

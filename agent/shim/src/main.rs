@@ -28,10 +28,12 @@ mod exec;
 mod execute;
 mod log;
 mod output;
+mod privileges;
 mod reaper;
 mod requests;
 mod rootfs;
 mod sandbox;
+mod seccomp;
 mod supervisor;
 
 /// What goes wrong in the shim is told to the agent as text.

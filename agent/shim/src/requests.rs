@@ -165,9 +165,9 @@ impl Supervisor {
                 return Err(Failure::new(FailureKind::Invalid, why));
             }
         };
-        let state_dir = container.state_dir.clone();
-        let (_, channel) = child::fork(&container.cgroups, |channel| {
-            exec::run(exec, &state_dir, pid, &streams, channel);
+        let (state_dir, cgroups) = (container.state_dir.clone(), container.cgroups.clone());
+        let (_, channel) = child::fork(&cgroups, |channel| {
+            exec::run(exec, &self.run_dir, &state_dir, pid, &streams, channel);
         })
         .map_err(internal)?;
         set_nonblocking(&channel);

@@ -5,7 +5,6 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use sha2::{Digest, Sha256};
 use skiff_shim::protocol::{SPEC_FILE, SandboxSpec};
 
 use super::error::RuntimeError;
@@ -18,11 +17,7 @@ static SHIM: &[u8] = include_bytes!(env!("SKIFF_SHIM"));
 /// Writes the shim's executable into `directory`, named by its content so that an upgraded
 /// agent never overwrites one that runs, and returns its path.
 pub(super) fn install(directory: &Path) -> Result<PathBuf, RuntimeError> {
-    let digest: String = Sha256::digest(SHIM)[..8]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    let path = directory.join(format!("skiff-shim-{digest}"));
+    let path = directory.join(concat!("skiff-shim-", env!("SKIFF_SHIM_HASH")));
     if path.exists() {
         return Ok(path);
     }
