@@ -265,7 +265,9 @@ fn host_names(config: &Config, local_addr: Option<SocketAddr>) -> Vec<String> {
     names
 }
 
-fn selectable_fields(registry: &Registry) -> HashMap<String, &'static [&'static str]> {
+fn selectable_fields(
+    registry: &Registry,
+) -> HashMap<String, &'static [resources::SelectableField]> {
     registry
         .iter()
         .filter(|resource| resource.stored_as.is_none())

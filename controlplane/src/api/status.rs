@@ -271,12 +271,8 @@ impl ApiError {
 
     /// 422 of a patch that is well-formed but does not fit the object.
     pub fn unprocessable(why: &str) -> Self {
-        Self::new(
-            422,
-            "Invalid",
-            "the server rejected our request due to an error in our request",
-        )
-        .with_cause("UnexpectedServerResponse", why, "")
+        let message = "the server rejected our request due to an error in our request";
+        Self::new(422, "Invalid", format!("{message}: {why}"))
     }
 
     /// 429: try again after `seconds`.

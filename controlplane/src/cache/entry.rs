@@ -5,6 +5,7 @@ use std::fmt;
 use bytes::Bytes;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 
+use crate::resources::SelectableField;
 use crate::store::{Key, Revision};
 
 /// What follows the place where the resource version goes; see [`with_revision`].
@@ -23,12 +24,17 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// An entry of a value as the store has it. `selectable` are dotted paths.
-    pub fn new(key: Key, revision: Revision, stored: &[u8], selectable: &[&str]) -> Self {
+    /// An entry of a value as the store has it. `selectable` are its fields for selectors.
+    pub fn new(
+        key: Key,
+        revision: Revision,
+        stored: &[u8],
+        selectable: &[SelectableField],
+    ) -> Self {
         let bytes = with_revision(stored, revision);
         let mut attributes = Attributes {
             labels: Vec::new(),
-            fields: vec![Box::from(""); selectable.len()],
+            fields: selectable.iter().map(|field| field.absent.into()).collect(),
         };
         let mut json = serde_json::Deserializer::from_slice(stored);
         let walk = Walk {
@@ -134,7 +140,7 @@ struct Attributes {
 struct Walk<'a> {
     /// The dotted path of this object, empty at the top.
     prefix: &'a str,
-    selectable: &'a [&'a str],
+    selectable: &'a [SelectableField],
     attributes: &'a mut Attributes,
 }
 
@@ -145,7 +151,7 @@ impl Walk<'_> {
                 .strip_prefix(path)
                 .is_some_and(|rest| rest.starts_with('.'))
         };
-        path == "metadata" || self.selectable.iter().any(|field| inside(field))
+        path == "metadata" || self.selectable.iter().any(|field| inside(field.path))
     }
 }
 
@@ -174,8 +180,11 @@ impl<'de> Visitor<'de> for Walk<'_> {
             if path == "metadata.labels" {
                 let labels: Option<Vec<(Box<str>, Box<str>)>> = map.next_value_seed(Pairs)?;
                 self.attributes.labels = labels.unwrap_or_default();
-            } else if let Some(at) = self.selectable.iter().position(|field| *field == path) {
-                self.attributes.fields[at] = text(&map.next_value::<serde_json::Value>()?);
+            } else if let Some(at) = self.selectable.iter().position(|field| field.path == path) {
+                let value = map.next_value::<serde_json::Value>()?;
+                if !value.is_null() {
+                    self.attributes.fields[at] = text(&value);
+                }
             } else if self.below(&path) {
                 map.next_value_seed(Walk {
                     prefix: &path,
@@ -252,7 +261,6 @@ impl<'de> Visitor<'de> for Pairs {
 
 fn text(value: &serde_json::Value) -> Box<str> {
     match value {
-        serde_json::Value::Null => Box::from(""),
         serde_json::Value::String(text) => text.as_str().into(),
         other => other.to_string().into(),
     }
@@ -269,13 +277,17 @@ mod tests {
             Key::new("", "pods", "default", "a"),
             42,
             stored,
-            &["spec.nodeName", "status.phase", "status.podIP"],
+            &[
+                SelectableField::text("spec.nodeName"),
+                SelectableField::text("status.phase"),
+                SelectableField::truth("spec.hostNetwork"),
+            ],
         );
         assert_eq!(entry.label("app"), Some("web"));
         assert_eq!(entry.label("tier"), None);
         assert_eq!(
             [entry.field(0), entry.field(1), entry.field(2)],
-            ["n1", "Running", ""]
+            ["n1", "Running", "false"]
         );
         let value: serde_json::Value = serde_json::from_slice(&entry.bytes).unwrap();
         assert_eq!(value["metadata"]["resourceVersion"], "42");
@@ -290,7 +302,7 @@ mod tests {
             Key::new("", "pods", "d", "a"),
             7,
             stored,
-            &["spec.nodeName"],
+            &[SelectableField::text("spec.nodeName")],
         );
         assert_eq!(entry.field(0), "");
         assert!(serde_json::from_slice::<serde_json::Value>(&entry.bytes).is_ok());

@@ -24,6 +24,7 @@ pub use list::{ListError, Page, PageRequest};
 pub use selector::Selector;
 pub use watch::{Start, Watch, WatchError, WatchEvent};
 
+use crate::resources::SelectableField;
 use crate::store::{Change, Key, Observer, Op, Revision, Snapshot};
 
 /// Events that a shelf remembers at most, and the bytes they may hold on to.
@@ -42,7 +43,7 @@ pub struct Cache {
 
 /// The objects of one stored resource.
 pub struct Shelf {
-    selectable: &'static [&'static str],
+    selectable: &'static [SelectableField],
     state: RwLock<State>,
     /// The last revision applied to this shelf: wakes the watches.
     changed: notify::Sender<Revision>,
@@ -89,11 +90,11 @@ impl Scope {
 }
 
 impl Cache {
-    /// The cache of all that is stored. `selectable` tells the dotted paths of the fields that
-    /// selectors of a stored resource (`<group>/<plural>`) may name.
+    /// The cache of all that is stored. `selectable` tells the fields that selectors
+    /// of a stored resource (`<group>/<plural>`) may name.
     pub fn load(
         snapshot: Snapshot,
-        selectable: &HashMap<String, &'static [&'static str]>,
+        selectable: &HashMap<String, &'static [SelectableField]>,
     ) -> Arc<Self> {
         let mut shelves = HashMap::new();
         for (id, fields) in selectable {
@@ -152,7 +153,7 @@ impl Observer for CacheWriter {
 }
 
 impl Shelf {
-    fn new(selectable: &'static [&'static str], revision: Revision) -> Arc<Self> {
+    fn new(selectable: &'static [SelectableField], revision: Revision) -> Arc<Self> {
         Arc::new(Self {
             selectable,
             state: RwLock::new(State {
@@ -266,8 +267,10 @@ pub(crate) mod tests {
 
     impl Pods {
         pub(crate) fn new() -> Self {
-            let selectable: HashMap<_, &'static [&'static str]> =
-                HashMap::from([("core/pods".to_string(), ["spec.nodeName"].as_slice())]);
+            let selectable: HashMap<_, &'static [SelectableField]> = HashMap::from([(
+                "core/pods".to_string(),
+                [const { SelectableField::text("spec.nodeName") }].as_slice(),
+            )]);
             let snapshot = Snapshot {
                 revision: 10,
                 entries: Vec::new(),

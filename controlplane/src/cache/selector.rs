@@ -1,6 +1,7 @@
 //! Label and field selectors, as query strings write them.
 
 use super::entry::Entry;
+use crate::resources::SelectableField;
 
 /// What a list or a watch selects beside its namespace.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -46,11 +47,15 @@ enum Field {
 pub struct SelectorError(String);
 
 impl Selector {
-    /// Parses `labelSelector` and `fieldSelector`. `selectable` are the resource's dotted paths.
+    /// Parses `labelSelector` and `fieldSelector`. `selectable` are the resource's.
     ///
     /// # Errors
     /// When a selector is malformed, or names a field that the resource does not offer.
-    pub fn parse(labels: &str, fields: &str, selectable: &[&str]) -> Result<Self, SelectorError> {
+    pub fn parse(
+        labels: &str,
+        fields: &str,
+        selectable: &[SelectableField],
+    ) -> Result<Self, SelectorError> {
         Ok(Self {
             labels: parse_labels(labels)?,
             fields: parse_fields(fields, selectable)?,
@@ -107,7 +112,10 @@ impl FieldRequirement {
     }
 }
 
-fn parse_fields(text: &str, selectable: &[&str]) -> Result<Vec<FieldRequirement>, SelectorError> {
+fn parse_fields(
+    text: &str,
+    selectable: &[SelectableField],
+) -> Result<Vec<FieldRequirement>, SelectorError> {
     let mut requirements = Vec::new();
     for term in split_escaped(text) {
         if term.is_empty() {
@@ -123,7 +131,7 @@ fn parse_fields(text: &str, selectable: &[&str]) -> Result<Vec<FieldRequirement>
             "metadata.namespace" => Field::Namespace,
             _ => selectable
                 .iter()
-                .position(|field| *field == path)
+                .position(|field| field.name == path)
                 .map(Field::Selectable)
                 .ok_or_else(|| SelectorError(format!("field label not supported: {path}")))?,
         };
@@ -405,7 +413,7 @@ mod tests {
 
     #[test]
     fn fields_are_those_of_the_declaration() {
-        let selectable = ["spec.nodeName"];
+        let selectable = [SelectableField::text("spec.nodeName")];
         let parsed = Selector::parse("", "metadata.name=a,spec.nodeName!=n", &selectable).unwrap();
         assert_eq!(parsed.name(), Some("a"));
         let refused = Selector::parse("", "spec.color=red", &selectable).unwrap_err();

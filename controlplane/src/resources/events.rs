@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use super::error::{invalid, required};
 use super::object::{integer, is_set, text};
 use super::print::{NAME, column, name, since, wide};
-use super::{Column, FieldError, Hooks, Resource, StoredAs, metadata};
+use super::{Column, FieldError, Hooks, Resource, SelectableField, StoredAs, metadata};
 
 /// As the API server's `--event-ttl`.
 const TIME_TO_LIVE: Duration = Duration::from_secs(3600);
@@ -46,6 +46,34 @@ const COLUMNS: &[Column] = &[
     },
 ];
 
+const SELECTABLE: &[SelectableField] = &[
+    SelectableField::text("involvedObject.kind"),
+    SelectableField::text("involvedObject.namespace"),
+    SelectableField::text("involvedObject.name"),
+    SelectableField::text("involvedObject.uid"),
+    SelectableField::text("involvedObject.apiVersion"),
+    SelectableField::text("involvedObject.resourceVersion"),
+    SelectableField::text("involvedObject.fieldPath"),
+    SelectableField::text("reason"),
+    SelectableField::text("reportingComponent"),
+    SelectableField::text("source.component").named("source"),
+    SelectableField::text("type"),
+];
+
+const VIEW_SELECTABLE: &[SelectableField] = &[
+    SelectableField::text("regarding.kind"),
+    SelectableField::text("regarding.namespace"),
+    SelectableField::text("regarding.name"),
+    SelectableField::text("regarding.uid"),
+    SelectableField::text("regarding.apiVersion"),
+    SelectableField::text("regarding.resourceVersion"),
+    SelectableField::text("regarding.fieldPath"),
+    SelectableField::text("reason"),
+    SelectableField::text("reportingController"),
+    SelectableField::text("deprecatedSource.component").named("source"),
+    SelectableField::text("type"),
+];
+
 pub(super) fn resources() -> [Resource; 2] {
     let core = Resource {
         singular: "event",
@@ -56,19 +84,7 @@ pub(super) fn resources() -> [Resource; 2] {
         },
         columns: COLUMNS,
         row,
-        selectable_fields: &[
-            "involvedObject.kind",
-            "involvedObject.namespace",
-            "involvedObject.name",
-            "involvedObject.uid",
-            "involvedObject.apiVersion",
-            "involvedObject.resourceVersion",
-            "involvedObject.fieldPath",
-            "reason",
-            "reportingComponent",
-            "source",
-            "type",
-        ],
+        selectable_fields: SELECTABLE,
         time_to_live: Some(TIME_TO_LIVE),
         ..Resource::namespaced("", "v1", "Event", "events", "io.k8s.api.core.v1.Event")
     };
@@ -84,19 +100,7 @@ pub(super) fn resources() -> [Resource; 2] {
             to_core(&mut core);
             row(&core, now)
         },
-        selectable_fields: &[
-            "regarding.kind",
-            "regarding.namespace",
-            "regarding.name",
-            "regarding.uid",
-            "regarding.apiVersion",
-            "regarding.resourceVersion",
-            "regarding.fieldPath",
-            "reason",
-            "reportingController",
-            "source",
-            "type",
-        ],
+        selectable_fields: VIEW_SELECTABLE,
         stored_as: Some(StoredAs {
             group: "",
             plural: "events",

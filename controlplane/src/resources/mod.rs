@@ -53,9 +53,8 @@ pub struct Resource {
     pub columns: &'static [Column],
     /// A row's cells, one for each of `columns`, given the object and the time now.
     pub row: fn(&Value, jiff::Timestamp) -> Vec<Value>,
-    /// Fields that a field selector may name, beside `metadata.name` and `metadata.namespace`,
-    /// each as a dotted path; an absent value reads as the empty string.
-    pub selectable_fields: &'static [&'static str],
+    /// Fields that a field selector may name, beside `metadata.name` and `metadata.namespace`.
+    pub selectable_fields: &'static [SelectableField],
     /// Objects whose loss costs little are still durable, but may be collected by age
     /// (Events: an hour).
     pub time_to_live: Option<std::time::Duration>,
@@ -116,6 +115,48 @@ pub struct Column {
     pub description: &'static str,
     /// 0 is always shown, 1 with `-o wide`.
     pub priority: i32,
+}
+
+/// A field that a field selector may name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SelectableField {
+    /// As selectors name it.
+    pub name: &'static str,
+    /// Where it stands in the object, dotted.
+    pub path: &'static str,
+    /// What it reads as when the object does not have it.
+    pub absent: &'static str,
+}
+
+impl SelectableField {
+    pub const fn text(path: &'static str) -> Self {
+        Self {
+            name: path,
+            path,
+            absent: "",
+        }
+    }
+
+    pub const fn truth(path: &'static str) -> Self {
+        Self {
+            name: path,
+            path,
+            absent: "false",
+        }
+    }
+
+    pub const fn number(path: &'static str) -> Self {
+        Self {
+            name: path,
+            path,
+            absent: "0",
+        }
+    }
+
+    /// Selected by a name of its own.
+    pub const fn named(self, name: &'static str) -> Self {
+        Self { name, ..self }
+    }
 }
 
 /// Why a field was refused, in the API server's words.

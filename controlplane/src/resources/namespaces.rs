@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::object::{carry_over, ensure, text};
 use super::print::{AGE, NAME, age, column, name};
-use super::{Column, Hooks, Resource, metadata};
+use super::{Column, Hooks, Resource, SelectableField, metadata};
 
 /// The label by which a selector finds a namespace by name.
 const NAME_LABEL: &str = "kubernetes.io/metadata.name";
@@ -18,6 +18,8 @@ const COLUMNS: &[Column] = &[
     ),
     AGE,
 ];
+
+const SELECTABLE: &[SelectableField] = &[SelectableField::text("status.phase")];
 
 pub(super) fn resource() -> Resource {
     Resource {
@@ -51,7 +53,7 @@ pub(super) fn resource() -> Resource {
                 age(namespace, now),
             ]
         },
-        selectable_fields: &["status.phase"],
+        selectable_fields: SELECTABLE,
         ..Resource::cluster_scoped(
             "",
             "v1",

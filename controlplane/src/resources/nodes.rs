@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::object::{carry_over, list, text, truth};
 use super::print::{AGE, NAME, age, column, name, wide};
-use super::{Column, Hooks, Resource, metadata};
+use super::{Column, Hooks, Resource, SelectableField, metadata};
 
 const ROLE_PREFIX: &str = "node-role.kubernetes.io/";
 const ROLE_LABEL: &str = "kubernetes.io/role";
@@ -27,6 +27,8 @@ const COLUMNS: &[Column] = &[
     wide("Container-Runtime", "string", "What runs its containers."),
 ];
 
+const SELECTABLE: &[SelectableField] = &[SelectableField::truth("spec.unschedulable")];
+
 pub(super) fn resource() -> Resource {
     Resource {
         singular: "node",
@@ -39,7 +41,7 @@ pub(super) fn resource() -> Resource {
         },
         columns: COLUMNS,
         row,
-        selectable_fields: &["spec.unschedulable"],
+        selectable_fields: SELECTABLE,
         ..Resource::cluster_scoped("", "v1", "Node", "nodes", "io.k8s.api.core.v1.Node")
     }
 }

@@ -8,7 +8,7 @@ use super::error::{immutable, non_negative};
 use super::object::{at, carry_over, default, ensure, integer};
 use super::pod_spec::defaults;
 use super::print::{AGE, NAME, age, column, containers_and_images, label_selector, name, wide};
-use super::{Column, FieldError, Hooks, Resource, Scale, metadata};
+use super::{Column, FieldError, Hooks, Resource, Scale, SelectableField, metadata};
 
 const COLUMNS: &[Column] = &[
     NAME,
@@ -32,6 +32,8 @@ const COLUMNS: &[Column] = &[
         "Which pods belong to the replica set.",
     ),
 ];
+
+const SELECTABLE: &[SelectableField] = &[SelectableField::number("status.replicas")];
 
 pub(super) fn resource() -> Resource {
     Resource {
@@ -67,7 +69,7 @@ pub(super) fn resource() -> Resource {
         },
         columns: COLUMNS,
         row,
-        selectable_fields: &["status.replicas"],
+        selectable_fields: SELECTABLE,
         ..Resource::namespaced(
             "apps",
             "v1",

@@ -8,7 +8,7 @@ use super::configmaps::{MAX_BYTES, frozen};
 use super::error::{invalid, required, too_long};
 use super::object::{at, default_zero, ensure, entries, text};
 use super::print::{AGE, NAME, age, column, count, name};
-use super::{Column, FieldError, Hooks, Resource, metadata, syntax};
+use super::{Column, FieldError, Hooks, Resource, SelectableField, metadata, syntax};
 
 const COLUMNS: &[Column] = &[
     NAME,
@@ -16,6 +16,8 @@ const COLUMNS: &[Column] = &[
     column("Data", "integer", "How many entries it has."),
     AGE,
 ];
+
+const SELECTABLE: &[SelectableField] = &[SelectableField::text("type")];
 
 pub(super) fn resource() -> Resource {
     Resource {
@@ -38,7 +40,7 @@ pub(super) fn resource() -> Resource {
                 age(secret, now),
             ]
         },
-        selectable_fields: &["type"],
+        selectable_fields: SELECTABLE,
         ..Resource::namespaced("", "v1", "Secret", "secrets", "io.k8s.api.core.v1.Secret")
     }
 }

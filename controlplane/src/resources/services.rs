@@ -10,7 +10,7 @@ use super::object::{
     at, carry_over, default, default_zero, ensure, integer, is_set, items_mut, list, text,
 };
 use super::print::{AGE, NAME, age, column, labels, name, or_none, wide};
-use super::{Column, FieldError, Hooks, Resource, metadata, syntax};
+use super::{Column, FieldError, Hooks, Resource, SelectableField, metadata, syntax};
 
 const COLUMNS: &[Column] = &[
     NAME,
@@ -20,6 +20,11 @@ const COLUMNS: &[Column] = &[
     column("Port(s)", "string", "Its ports, with the nodes' ports."),
     AGE,
     wide("Selector", "string", "Which pods serve it."),
+];
+
+const SELECTABLE: &[SelectableField] = &[
+    SelectableField::text("spec.clusterIP"),
+    SelectableField::text("spec.type"),
 ];
 
 pub(super) fn resource() -> Resource {
@@ -38,7 +43,7 @@ pub(super) fn resource() -> Resource {
         },
         columns: COLUMNS,
         row,
-        selectable_fields: &["spec.clusterIP", "spec.type"],
+        selectable_fields: SELECTABLE,
         ..Resource::namespaced(
             "",
             "v1",

@@ -483,9 +483,8 @@ mod tests {
         );
         let error = result.unwrap_err();
         assert_eq!(error.code, 422);
-        let cause = &error.details.unwrap().causes[0];
         assert!(
-            cause
+            error
                 .message
                 .ends_with("does not contain declared merge key: name")
         );

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::object::{carry_over, default, default_zero, ensure, integer, text};
 use super::pod_spec::{defaults, qos, validation};
 use super::print::{AGE, NAME, column, wide};
-use super::{Column, FieldError, Hooks, Resource, metadata};
+use super::{Column, FieldError, Hooks, Resource, SelectableField, metadata};
 
 const COLUMNS: &[Column] = &[
     NAME,
@@ -42,6 +42,17 @@ const COLUMNS: &[Column] = &[
     ),
 ];
 
+const SELECTABLE: &[SelectableField] = &[
+    SelectableField::text("spec.nodeName"),
+    SelectableField::text("spec.restartPolicy"),
+    SelectableField::text("spec.schedulerName"),
+    SelectableField::text("spec.serviceAccountName"),
+    SelectableField::truth("spec.hostNetwork"),
+    SelectableField::text("status.phase"),
+    SelectableField::text("status.podIP"),
+    SelectableField::text("status.nominatedNodeName"),
+];
+
 pub(super) fn resource() -> Resource {
     Resource {
         singular: "pod",
@@ -59,16 +70,7 @@ pub(super) fn resource() -> Resource {
         },
         columns: COLUMNS,
         row: row::row,
-        selectable_fields: &[
-            "spec.nodeName",
-            "spec.restartPolicy",
-            "spec.schedulerName",
-            "spec.serviceAccountName",
-            "spec.hostNetwork",
-            "status.phase",
-            "status.podIP",
-            "status.nominatedNodeName",
-        ],
+        selectable_fields: SELECTABLE,
         ..Resource::namespaced("", "v1", "Pod", "pods", "io.k8s.api.core.v1.Pod")
     }
 }
