@@ -393,3 +393,146 @@ impl Propagation {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: &str = "2026-01-01T00:00:00Z";
+
+    fn resource(plural: &str) -> Resource {
+        let registry = crate::resources::registry();
+        let group = if plural == "deployments" { "apps" } else { "" };
+        let found = registry.get(group, "v1", plural);
+        (**found.expect("declared")).clone()
+    }
+
+    fn pod(node: &str, phase: &str) -> Value {
+        json!({
+            "kind": "Pod",
+            "metadata": {"name": "p", "generation": 1},
+            "spec": {"nodeName": node, "terminationGracePeriodSeconds": 30},
+            "status": {"phase": phase},
+        })
+    }
+
+    fn deleted(plural: &str, object: &Value, options: &DeleteOptions) -> Plan {
+        plan(&resource(plural), object, options, NOW.parse().unwrap())
+    }
+
+    fn grace(seconds: i64) -> DeleteOptions {
+        DeleteOptions {
+            grace: Some(seconds),
+            ..DeleteOptions::default()
+        }
+    }
+
+    fn propagation(propagation: Propagation) -> DeleteOptions {
+        DeleteOptions {
+            propagation: Some(propagation),
+            ..DeleteOptions::default()
+        }
+    }
+
+    fn marked(plan: Plan) -> Value {
+        match plan {
+            Plan::Mark(object) => object,
+            other => panic!("not marked: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_running_pod_gets_its_grace_and_no_more() {
+        let running = pod("n", "Running");
+        let object = marked(deleted("pods", &running, &DeleteOptions::default()));
+        assert_eq!(object.deletion_grace(), Some(30));
+        assert_eq!(
+            object.meta_text("deletionTimestamp"),
+            "2026-01-01T00:00:30Z"
+        );
+        assert_eq!(object.generation(), 2);
+
+        let again = deleted("pods", &object, &DeleteOptions::default());
+        assert!(matches!(again, Plan::Pending));
+        assert!(matches!(
+            deleted("pods", &object, &grace(60)),
+            Plan::Pending
+        ));
+        let sooner = marked(deleted("pods", &object, &grace(5)));
+        assert_eq!(sooner.deletion_grace(), Some(5));
+        assert_eq!(
+            sooner.meta_text("deletionTimestamp"),
+            "2026-01-01T00:00:05Z"
+        );
+        assert_eq!(sooner.generation(), 2);
+        assert!(matches!(
+            deleted("pods", &sooner, &grace(0)),
+            Plan::Remove(_)
+        ));
+    }
+
+    #[test]
+    fn a_pod_that_nobody_runs_goes_at_once() {
+        let options = DeleteOptions::default();
+        for idle in [
+            pod("", "Pending"),
+            pod("n", "Succeeded"),
+            pod("n", "Failed"),
+        ] {
+            let Plan::Remove(last) = deleted("pods", &idle, &options) else {
+                panic!("not removed");
+            };
+            assert_eq!(last.deletion_grace(), Some(0));
+        }
+        let forced = deleted("pods", &pod("n", "Running"), &grace(0));
+        assert!(matches!(forced, Plan::Remove(_)));
+        // Negative values count as one second.
+        let object = marked(deleted("pods", &pod("n", "Running"), &grace(-1)));
+        assert_eq!(object.deletion_grace(), Some(1));
+    }
+
+    #[test]
+    fn finalizers_keep_what_has_no_grace_left() {
+        let mut held = pod("n", "Running");
+        held.set_meta("finalizers", json!(["example.com/x"]));
+        let object = marked(deleted("pods", &held, &grace(0)));
+        assert_eq!(object.deletion_grace(), Some(0));
+        assert!(matches!(deleted("pods", &object, &grace(0)), Plan::Pending));
+    }
+
+    #[test]
+    fn dependents_are_dealt_with_first_where_asked() {
+        let deployment = json!({"kind": "Deployment", "metadata": {"name": "d", "generation": 3}});
+        let plain = deleted("deployments", &deployment, &DeleteOptions::default());
+        assert!(matches!(plain, Plan::Remove(_)));
+        let background = propagation(Propagation::Background);
+        let options = propagation(Propagation::Foreground);
+        let object = marked(deleted("deployments", &deployment, &options));
+        assert_eq!(object.finalizers(), [FOREGROUND]);
+        assert_eq!((object.deletion_grace(), object.generation()), (Some(0), 4));
+        let orphan = marked(deleted(
+            "deployments",
+            &object,
+            &propagation(Propagation::Orphan),
+        ));
+        assert_eq!(orphan.finalizers(), [ORPHAN]);
+        let changed_mind = deleted("deployments", &object, &background);
+        assert!(matches!(changed_mind, Plan::Remove(_)));
+    }
+
+    #[test]
+    fn a_namespace_waits_for_its_content() {
+        let namespace = json!({
+            "kind": "Namespace", "metadata": {"name": "n"}, "spec": {"finalizers": ["kubernetes"]},
+        });
+        let object = marked(deleted("namespaces", &namespace, &DeleteOptions::default()));
+        assert_eq!(object["status"]["phase"], "Terminating");
+        let mut emptied = object;
+        emptied["spec"]["finalizers"] = json!([]);
+        let options = DeleteOptions::default();
+        assert!(matches!(
+            deleted("namespaces", &emptied, &options),
+            Plan::Remove(_)
+        ));
+    }
+}

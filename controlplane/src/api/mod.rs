@@ -17,6 +17,7 @@ mod create;
 mod decode;
 mod delete;
 pub mod discovery;
+mod impersonate;
 pub mod names;
 pub mod negotiate;
 mod node;
@@ -126,6 +127,7 @@ impl Api {
                 .bearer(&parts.headers)?
                 .unwrap_or_else(UserInfo::anonymous),
         };
+        let user = self.impersonated(user, &parts.headers)?;
         let path = parts.uri.path();
         let query = Query::parse(parts.uri.query());
         let target = Target::parse(path);
