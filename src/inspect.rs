@@ -1,6 +1,7 @@
 //! `skiff inspect`: everything that this node knows of a pod and its containers.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::process::ExitCode;
@@ -8,7 +9,6 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
-use serde_json::Value;
 use skiff_agent::net::recorded_address;
 use skiff_agent::runtime::cgroup::Cgroups;
 use skiff_agent::runtime::types::{CgroupStats, ContainerRecord, ContainerState, QosClass};
@@ -96,10 +96,9 @@ pub async fn run(args: InspectArgs) -> anyhow::Result<ExitCode> {
     let (pod, container) = node.find(&args.target).await?;
     let report =
         tokio::task::spawn_blocking(move || report(&node, &pod, container.as_deref())).await??;
-    let report = serde_json::to_value(report)?;
     match args.output {
         Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
-        Format::Table => print!("{}", outline(&report)),
+        Format::Table => print!("{report}"),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -234,65 +233,115 @@ fn mount(line: &str) -> Option<Mount> {
     })
 }
 
-/// The same facts for people: an indented outline, lists of facts as one line each.
-fn outline(report: &Value) -> String {
-    let mut text = String::new();
-    if let Value::Object(fields) = report {
-        for (name, value) in fields.iter().filter(|(name, _)| *name != "containers") {
-            line(&mut text, 0, name, value);
-        }
-    }
-    for container in report["containers"].as_array().into_iter().flatten() {
-        text.push('\n');
-        for (name, value) in container.as_object().into_iter().flatten() {
-            line(&mut text, 0, name, value);
-        }
-    }
-    text
-}
-
-fn line(text: &mut String, depth: usize, name: &str, value: &Value) {
-    let indent = "  ".repeat(depth);
-    match value {
-        Value::Null => {}
-        Value::Array(items) if items.is_empty() => {}
-        Value::Array(items) => {
-            text.push_str(&format!("{indent}{name}:\n"));
-            for item in items {
-                text.push_str(&format!("{indent}  {}\n", on_one_line(item)));
-            }
-        }
-        Value::Object(fields) => {
-            text.push_str(&format!("{indent}{name}:\n"));
-            for (name, value) in fields {
-                line(text, depth + 1, name, value);
-            }
-        }
-        scalar => text.push_str(&format!(
-            "{indent}{:<14} {}\n",
-            format!("{name}:"),
-            plain(scalar)
-        )),
-    }
-}
-
-fn on_one_line(item: &Value) -> String {
-    match item {
-        Value::Object(fields) => fields
+/// The same facts for people.
+impl fmt::Display for PodReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fact(f, "Pod", &self.pod)?;
+        fact(f, "Namespace", &self.namespace)?;
+        fact(f, "UID", &self.uid)?;
+        fact(f, "Address", or_none(self.address))?;
+        fact(f, "Directory", &self.directory)?;
+        let shim = if self.supervised { "running" } else { "gone" };
+        fact(f, "Shim", shim)?;
+        self.containers
             .iter()
-            .filter(|(_, value)| !value.is_null())
-            .map(|(name, value)| format!("{name}={}", plain(value)))
-            .collect::<Vec<_>>()
-            .join(" "),
-        other => plain(other),
+            .try_for_each(|container| write!(f, "\n{container}"))
     }
 }
 
-fn plain(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
+impl fmt::Display for ContainerReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fact(f, "Container", &self.container)?;
+        fact(f, "ID", &self.id)?;
+        fact(f, "Image", &self.image)?;
+        fact(f, "Image ID", &self.image_id)?;
+        fact(f, "State", self.state)?;
+        fact(f, "PID", or_none(self.pid))?;
+        fact(f, "Restarts", self.restart_count)?;
+        fact(f, "Created", &self.created_at)?;
+        fact(f, "Started", or_none(self.started_at.as_ref()))?;
+        fact(f, "Log", &self.log_path)?;
+        if let Some(cgroup) = &self.cgroup {
+            write!(f, "{cgroup}")?;
+        }
+        section(f, "Exits", &self.exits)?;
+        let namespaces = self.namespaces.iter();
+        let namespaces: Vec<_> = namespaces
+            .map(|(kind, inode)| format!("{kind:<8} {inode}"))
+            .collect();
+        section(f, "Namespaces", &namespaces)?;
+        section(f, "Mounts", &self.mounts)
     }
+}
+
+impl fmt::Display for CgroupReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let stats = &self.stats;
+        let mebibytes = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
+        let limit = stats.memory_limit_bytes.map(mebibytes);
+        fact(f, "Cgroup", &self.path)?;
+        fact(
+            f,
+            "  CPU time",
+            format_args!("{:.3} s", stats.cpu_usage_ns as f64 / 1e9),
+        )?;
+        fact(f, "  Memory", mebibytes(stats.memory_usage_bytes))?;
+        fact(
+            f,
+            "  Working set",
+            mebibytes(stats.memory_working_set_bytes),
+        )?;
+        fact(f, "  Limit", or_none(limit))?;
+        fact(f, "  Processes", stats.pids)
+    }
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "attempt {}: code {} at {}",
+            self.attempt, self.exit_code, self.finished_at
+        )?;
+        if let Some(signal) = self.signal {
+            write!(f, ", signal {signal}")?;
+        }
+        if self.oom_killed {
+            write!(f, ", out of memory")?;
+        }
+        match &self.error {
+            Some(error) => write!(f, ", {error}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Mount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            target,
+            source,
+            kind,
+            options,
+        } = self;
+        write!(f, "{target}  {kind}  {source}  {options}")
+    }
+}
+
+fn fact(f: &mut fmt::Formatter<'_>, name: &str, value: impl fmt::Display) -> fmt::Result {
+    writeln!(f, "{:<14} {value}", format!("{name}:"))
+}
+
+fn section(f: &mut fmt::Formatter<'_>, name: &str, items: &[impl fmt::Display]) -> fmt::Result {
+    if items.is_empty() {
+        return Ok(());
+    }
+    writeln!(f, "{name}:")?;
+    items.iter().try_for_each(|item| writeln!(f, "  {item}"))
+}
+
+fn or_none(value: Option<impl fmt::Display>) -> String {
+    value.map_or_else(|| "<none>".into(), |value| value.to_string())
 }
 
 #[cfg(test)]
@@ -320,15 +369,18 @@ mod tests {
     }
 
     #[test]
-    fn outlines_what_is_known() {
-        let report = serde_json::json!({
-            "pod": "web", "address": null,
-            "containers": [{"id": "abc", "exits": [{"exitCode": 3, "error": null}], "mounts": []}],
-        });
-        let text = outline(&report);
-        assert_eq!(
-            text,
-            "pod:           web\n\nexits:\n  exitCode=3\nid:            abc\n"
-        );
+    fn tells_people_of_exits() {
+        let exit = Exit {
+            attempt: 2,
+            id: "abc".into(),
+            started_at: None,
+            finished_at: "2026-11-22T10:00:00Z".into(),
+            exit_code: 137,
+            signal: Some(9),
+            oom_killed: true,
+            error: None,
+        };
+        let expected = "attempt 2: code 137 at 2026-11-22T10:00:00Z, signal 9, out of memory";
+        assert_eq!(exit.to_string(), expected);
     }
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use k8s_openapi::api::core::v1::Pod;
 use skiff_agent::identity::Identity;
 use skiff_agent::runtime::types::{ContainerRecord, ContainerState};
@@ -38,7 +39,7 @@ impl NodeArgs {
 #[derive(Debug, Args)]
 pub struct TargetArgs {
     /// A pod's name, or the beginning of a container's id
-    #[arg(value_name = "POD|ID")]
+    #[arg(value_name = "POD|ID", value_parser = NonEmptyStringValueParser::new())]
     target: String,
     /// The pod's namespace, where its name alone is not enough
     #[arg(short, long)]
