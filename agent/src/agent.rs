@@ -14,6 +14,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::identity::Identity;
+use crate::leases::Leases;
 use crate::logs::Watcher;
 use crate::net::{Network, NetworkConfig, NetworkError};
 use crate::node::host::Host;
@@ -86,6 +87,8 @@ impl Agent {
         let (known, host) = read_host(&config.identity).await?;
         let sandboxes = Sandboxes::default();
         adopt(&runtime, &network, &sandboxes, &known).await?;
+        let used = images_in_use(&config.identity, &known).await?;
+        let (leases, keep_leases) = Leases::new(config.images.clone(), used);
 
         let (events, queue) = Events::queue();
         let pods = Pods::default();
@@ -127,6 +130,7 @@ impl Agent {
             images: Arc::new(NodeImages {
                 store: config.images.clone(),
                 puller: config.puller,
+                leases,
             }),
             api: Arc::new(KubeApi::new(config.client.clone())),
             events: events.clone(),
@@ -137,6 +141,7 @@ impl Agent {
         let mut tasks = JoinSet::new();
         tasks.spawn(server.run(stop.clone()));
         tasks.spawn(until(&stop, registrar.run()));
+        tasks.spawn(until(&stop, keep_leases));
         tasks.spawn(until(
             &stop,
             events::write(config.client.clone(), config.node_name.clone(), queue),
@@ -197,6 +202,23 @@ async fn adopt(
         }
     }
     Ok(network.reconcile(uids).await?)
+}
+
+/// The containers of known pods, dead ones too, with the images they were made from.
+async fn images_in_use(
+    identity: &Identity,
+    known: &[Pod],
+) -> Result<Vec<(String, String)>, AgentError> {
+    let mut used = Vec::new();
+    for pod in known {
+        let text = |field: &Option<String>| field.clone().unwrap_or_default();
+        let meta = &pod.metadata;
+        let pod_dir = identity.pod_dir(&text(&meta.namespace), &text(&meta.name), &text(&meta.uid));
+        for record in Runtime::records(pod_dir).await? {
+            used.push((record.id, record.image_id));
+        }
+    }
+    Ok(used)
 }
 
 fn find(sandboxes: Sandboxes) -> FindSandbox {

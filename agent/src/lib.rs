@@ -5,6 +5,7 @@
 
 mod agent;
 pub mod identity;
+mod leases;
 pub mod logs;
 pub mod net;
 pub mod node;

@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::watch;
 
 use crate::identity::Identity;
+use crate::leases::Leases;
 use crate::net::Network;
 use crate::pod::dispatch::Pods;
 use crate::pod::seams::{
@@ -200,6 +201,7 @@ impl PodNetwork for Network {
 pub(crate) struct NodeImages {
     pub(crate) store: Store,
     pub(crate) puller: Arc<dyn Puller>,
+    pub(crate) leases: Leases,
 }
 
 impl NodeImages {
@@ -228,17 +230,13 @@ impl ImageSource for NodeImages {
         }
     }
 
-    async fn hold(&self, holder: &str, image: &str) -> SeamResult<()> {
-        let Some(image) = self.get(image).await? else {
-            return Ok(());
-        };
-        let leased = self.store.lease(holder, &image).await;
-        leased.map_err(SeamError::from_display)
+    async fn hold(&self, container_id: &str, name: &str, image: &ResolvedImage) -> SeamResult<()> {
+        let name = name.parse().map_err(SeamError::from_display)?;
+        self.leases.hold(container_id, &image.id, name).await
     }
 
-    async fn release(&self, holder: &str) -> SeamResult<()> {
-        let released = self.store.release(holder).await;
-        released.map_err(SeamError::from_display)
+    async fn release(&self, container_id: &str) {
+        self.leases.release(container_id).await;
     }
 
     async fn find(&self, image: &str) -> SeamResult<Option<ResolvedImage>> {

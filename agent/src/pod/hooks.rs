@@ -36,14 +36,11 @@ pub(super) async fn run(
         };
     }
     if let Some(action) = &handler.http_get {
-        let answer = network_check::http_get(container, action, pod_ip, HTTP_LIMIT).await?;
-        return if answer.status < 400 {
+        let status = network_check::http_get(container, action, pod_ip, HTTP_LIMIT).await?;
+        return if status < 400 {
             Ok(())
         } else {
-            Err(format!(
-                "HTTP lifecycle hook failed with status {}",
-                answer.status
-            ))
+            Err(format!("HTTP lifecycle hook failed with status {}", status))
         };
     }
     if let Some(action) = &handler.sleep {

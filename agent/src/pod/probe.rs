@@ -174,15 +174,12 @@ async fn attempt(probe: &Probe, subject: &Subject, limit: Duration) -> Result<()
         };
     }
     if let Some(action) = &probe.http_get {
-        let answer =
+        let status =
             network_check::http_get(&subject.container, action, &subject.pod_ip, limit).await?;
-        return if (200..400).contains(&answer.status) {
+        return if (200..400).contains(&status) {
             Ok(())
         } else {
-            Err(format!(
-                "HTTP probe failed with statuscode: {}",
-                answer.status
-            ))
+            Err(format!("HTTP probe failed with statuscode: {}", status))
         };
     }
     if let Some(action) = &probe.tcp_socket {

@@ -322,13 +322,11 @@ impl ImageSource for ScriptedImages {
         format!("docker.io/library/{image}:latest")
     }
 
-    async fn hold(&self, _: &str, _: &str) -> SeamResult<()> {
+    async fn hold(&self, _: &str, _: &str, _: &ResolvedImage) -> SeamResult<()> {
         Ok(())
     }
 
-    async fn release(&self, _: &str) -> SeamResult<()> {
-        Ok(())
-    }
+    async fn release(&self, _: &str) {}
 
     async fn find(&self, image: &str) -> SeamResult<Option<ResolvedImage>> {
         let present = self

@@ -121,11 +121,11 @@ pub trait ImageSource: Send + Sync + 'static {
     /// `docker.io/library/nginx:latest` for `nginx`. What is no name stays as it is.
     fn canonical(&self, image: &str) -> String;
 
-    /// Keeps an image from being removed while `holder` (a container's id) may use it.
-    async fn hold(&self, holder: &str, image: &str) -> SeamResult<()>;
+    /// Keeps an image from being removed while a container made from it exists.
+    async fn hold(&self, container_id: &str, name: &str, image: &ResolvedImage) -> SeamResult<()>;
 
-    /// Ends [`ImageSource::hold`]; no error when there is none.
-    async fn release(&self, holder: &str) -> SeamResult<()>;
+    /// Ends [`ImageSource::hold`]; nothing happens when there is none.
+    async fn release(&self, container_id: &str);
 
     /// An image that is here.
     ///

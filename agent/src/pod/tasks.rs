@@ -200,16 +200,10 @@ pub(super) async fn resolve_image(
         format!("Pulling image \"{name}\""),
     );
     let begun = Instant::now();
-    let pulled = match node.offline {
-        true => Err(super::seams::SeamError(format!(
-            "the node is offline: import the image {name} on it"
-        ))),
-        false => {
-            node.images
-                .pull(&name, &pull_secrets(&node, &pod).await)
-                .await
-        }
-    };
+    let pulled = node
+        .images
+        .pull(&name, &pull_secrets(&node, &pod).await)
+        .await;
     match pulled {
         Ok((image, bytes)) => {
             let took = go_duration(begun.elapsed());
@@ -223,8 +217,7 @@ pub(super) async fn resolve_image(
         Err(error) => {
             let message = format!("Failed to pull image \"{name}\": {error}");
             event(Severity::Warning, "Failed", message);
-            let message = format!("failed to pull image \"{name}\": {error}");
-            Err(fail("ErrImagePull", message, true))
+            Err(fail("ErrImagePull", error.to_string(), true))
         }
     }
 }
@@ -292,13 +285,23 @@ impl Launch {
         };
         let name = self.container.image.as_deref().unwrap_or_default();
         let sandbox = &self.live.sandbox;
-        let (held, created) = tokio::join!(node.images.hold(&id, name), sandbox.create(config));
+        let (held, created) = tokio::join!(
+            node.images.hold(&id, name, &self.image),
+            sandbox.create(config)
+        );
         if let Err(error) = held {
             tracing::warn!(pod = pod.metadata.name, %error, "image not protected from removal");
         }
+        // A command that can't be executed is found out early, but the container was made.
+        let made = created
+            .as_ref()
+            .err()
+            .is_none_or(|e| e.reason == "RunContainerError");
+        if made {
+            node.events
+                .container(pod, field, Severity::Normal, "Created", "Container created");
+        }
         created.map_err(|error| left(failed(error)))?;
-        node.events
-            .container(pod, field, Severity::Normal, "Created", "Container created");
         let started = sandbox.start(&id).await;
         let record = started.map_err(|error| left(failed(error)))?;
         node.events
@@ -625,9 +628,7 @@ pub(super) async fn discard(
     if let Err(error) = sandbox.remove(&record.id).await {
         tracing::warn!(container = record.id, %error, "ended container not removed");
     }
-    if let Err(error) = node.images.release(&record.id).await {
-        tracing::warn!(container = record.id, %error, "image not released");
-    }
+    node.images.release(&record.id).await;
     let removed = blocking(move || {
         let _ = std::fs::remove_file(termination_log(&pod_dir, &record.id));
         let Some(dir) = record.log_path.parent() else {
@@ -663,7 +664,7 @@ pub(super) async fn tear_down(
     node.network.detach(&uid).await?;
     blocking(move || volume::tear_down(&pod_dir)).await?;
     for holder in held {
-        node.images.release(&holder).await?;
+        node.images.release(&holder).await;
     }
     Ok(())
 }

@@ -97,6 +97,9 @@ pub fn needs_refresh(pod: &Pod) -> bool {
 /// When a mount or a directory can't be removed.
 pub fn tear_down(pod_dir: &Path) -> std::io::Result<()> {
     let dir = pod_dir.join("volumes");
+    if !dir.exists() {
+        return Ok(());
+    }
     directory::unmount_below(&dir)?;
     match std::fs::remove_dir_all(&dir) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
