@@ -515,14 +515,14 @@ impl Worker {
             pod: self.pod.clone(),
             container: slot.spec.clone(),
             field: slot.field(),
-            id,
+            id: id.clone(),
             live: live.clone(),
             deadline,
             message,
         };
         self.tasks.spawn(async move {
             stop.run().await;
-            Done::Stopped(index)
+            Done::Stopped(index, id)
         });
     }
 }

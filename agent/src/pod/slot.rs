@@ -219,6 +219,14 @@ impl Slot {
         self.previous.replace(last)
     }
 
+    /// Notes that the attempt `id` needs no more ending.
+    pub(super) fn stopped(&mut self, id: &str) {
+        let current = self.current.as_ref().map(|c| c.record.id.as_str());
+        if matches!(self.activity, Activity::Stopping) && current == Some(id) {
+            self.activity = Activity::Idle;
+        }
+    }
+
     /// Notes that the current attempt ended.
     pub(super) fn close(&mut self, attempt: Attempt) {
         self.closing = None;

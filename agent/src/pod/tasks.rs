@@ -36,7 +36,8 @@ pub(super) enum Done {
     Launched(usize, LaunchResult),
     Hooked(usize, String, Result<(), String>),
     Ended(usize, Attempt),
-    Stopped(usize),
+    /// The attempt with this id was ended.
+    Stopped(usize, String),
     TornDown(SeamResult<()>),
     Deleted(Result<(), WriteError>),
     Removed,

@@ -29,7 +29,7 @@ use super::conditions;
 use super::end::Ending;
 use super::probe::Verdict;
 use super::seams::PodSandbox;
-use super::slot::{Activity, Role, Slot};
+use super::slot::{Role, Slot};
 use super::status::{self, Attempt, ContainerFacts};
 use super::status_writer::StatusWriter;
 use super::tasks::{self, Done, Live};
@@ -304,8 +304,11 @@ impl Worker {
             Done::Image(index, result) => self.take_image(index, result),
             Done::Launched(index, result) => self.take_launched(index, result),
             Done::Hooked(index, id, result) => self.take_hooked(index, &id, result),
-            Done::Ended(index, attempt) => self.slots[index].close(attempt),
-            Done::Stopped(index) => self.slots[index].activity = Activity::Idle,
+            Done::Ended(index, attempt) => {
+                self.slots[index].stopped(&attempt.record.id);
+                self.slots[index].close(attempt);
+            }
+            Done::Stopped(index, id) => self.slots[index].stopped(&id),
             Done::TornDown(result) => self.take_torn_down(result),
             Done::Deleted(result) => self.take_deleted(result),
             Done::Removed => self.finished = true,
