@@ -51,6 +51,7 @@ pub fn run(args: UpArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn serve(args: &UpArgs, data_dir: &DataDir) -> anyhow::Result<()> {
+    skiff_agent::runtime::preflight::check(data_dir.path()).await?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let stopped = async {
