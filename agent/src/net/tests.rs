@@ -80,6 +80,11 @@ fn connect(ip: Ipv4Addr) -> TcpStream {
     TcpStream::connect_timeout(&SocketAddr::from((ip, 80)), PATIENCE).unwrap()
 }
 
+fn has_ipv6(link: &str) -> bool {
+    let addresses = std::fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap_or_default();
+    addresses.lines().any(|line| line.ends_with(link))
+}
+
 struct Node {
     data: tempfile::TempDir,
 }
@@ -121,6 +126,8 @@ fn pods_reach_each_other_the_node_and_themselves() {
         let pod_a = network.attach("uid-a", &a.path()).await.unwrap();
         let pod_b = network.attach("uid-b", &b.path()).await.unwrap();
         assert!(network.cidr().contains(pod_a.ip) && network.cidr().contains(pod_b.ip));
+
+        assert!(!has_ipv6(&pod_a.link) && !a.run(|| has_ipv6("eth0")));
 
         let server = a.serve();
         let seen = exchange(&server, || b.run(|| connect(pod_a.ip)));

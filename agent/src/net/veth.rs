@@ -88,6 +88,7 @@ impl PodLink {
     }
 
     fn configure(&self, host: &Netlink, index: u32, netns: &OwnedFd) -> Result<(), LinkError> {
+        leave_out_ipv6(host, index);
         host.apply(&self.host_end(index))
             .map_err(|refused| at("configuring the host end")(refused.source))?;
 
@@ -95,6 +96,7 @@ impl PodLink {
         let pod = Netlink::route().map_err(at("opening a netlink socket in the pod"))?;
         let pod_index =
             if_nametoindex(POD_LINK).map_err(|e| at("finding eth0 in the pod")(e.into()))?;
+        leave_out_ipv6(&pod, pod_index);
         pod.apply(&self.pod_end(pod_index))
             .map_err(|refused| at("configuring the pod's end")(refused.source))?;
 
@@ -143,21 +145,20 @@ impl PodLink {
                 self.node_address,
             )));
         [
-            set_link(index, vec![without_ipv6(), forwards]),
+            set_link(index, vec![forwards]),
             bring_up(index),
             neighbour(index, self.address, pod_mac(self.address)),
             add_route(route),
         ]
     }
 
-    fn pod_end(&self, index: u32) -> [Request; 7] {
+    fn pod_end(&self, index: u32) -> [Request; 6] {
         let mut default = route_message(index, None, RouteScope::Universe);
         default
             .attributes
             .push(RouteAttribute::Gateway(RouteAddress::Inet(GATEWAY)));
         [
             bring_up(LOOPBACK_INDEX),
-            set_link(index, vec![without_ipv6()]),
             bring_up(index),
             add_address(index, self.address, AddressScope::Universe, None),
             neighbour(index, GATEWAY, HOST_MAC),
@@ -262,11 +263,16 @@ fn set_link(index: u32, attributes: Vec<LinkAttribute>) -> Request {
     Request::route(&RouteNetlinkMessage::SetLink(link), 0)
 }
 
-/// No link-local IPv6 address when the link comes up.
-fn without_ipv6() -> LinkAttribute {
-    LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(
-        In6AddrGenMode::None,
-    )])])
+/// No link-local IPv6 address when the link comes up. A kernel without IPv6 refuses this, and
+/// then there is nothing to leave out.
+fn leave_out_ipv6(socket: &Netlink, index: u32) {
+    let none =
+        LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(
+            In6AddrGenMode::None,
+        )])]);
+    if let Err(error) = socket.apply_one(set_link(index, vec![none])) {
+        tracing::debug!(index, %error, "could not leave IPv6 out of a pod's link");
+    }
 }
 
 fn link_message(index: u32, attributes: Vec<LinkAttribute>) -> LinkMessage {
