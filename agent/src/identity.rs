@@ -89,6 +89,12 @@ impl Identity {
         format!("sk{}", self.id)
     }
 
+    /// The kernel's group number of this node's links: a whole group is removed at once.
+    pub fn link_group(&self) -> u32 {
+        // Eight hexadecimal digits always fit. 0 is everybody's, so it can't be ours.
+        u32::from_str_radix(&self.id, 16).unwrap_or_default().max(1)
+    }
+
     /// The nftables table of this node, in the `inet` family.
     pub fn nft_table(&self) -> String {
         format!("skiff-{}", self.id)

@@ -219,6 +219,7 @@ impl Inner {
         let pod = self.pod_address(address);
         let link = PodLink {
             name: pod.link.clone(),
+            group: self.identity.link_group(),
             uid: uid.to_owned(),
             address,
             node_address: self.node_address,
@@ -356,12 +357,7 @@ fn masquerade(table: &str, node: Cidr, cluster: Cidr) -> io::Result<()> {
 
 fn purge_blocking(identity: &Identity) -> Result<(), NetworkError> {
     let host = Netlink::route().map_err(host_error("opening a netlink socket"))?;
-    let prefix = identity.link_prefix();
-    for link in veth::all_links(&host).map_err(host_error("listing links"))? {
-        if link.name.starts_with(&prefix) {
-            veth::delete_link(&host, link.index).map_err(host_error("removing a link"))?;
-        }
-    }
+    veth::delete_group(&host, identity.link_group()).map_err(host_error("removing links"))?;
     node::release_claims(&host, identity)?;
     match Transaction::on(&identity.nft_table())
         .delete_table()

@@ -45,6 +45,8 @@ const LOOPBACK_INDEX: u32 = 1;
 pub(super) struct PodLink {
     /// The host end's name.
     pub(super) name: String,
+    /// The host end's group.
+    pub(super) group: u32,
     /// The host end's alias: its presence tells that the link is complete.
     pub(super) uid: String,
     pub(super) address: Ipv4Addr,
@@ -120,6 +122,7 @@ impl PodLink {
                 LinkAttribute::IfName(self.name.clone()),
                 LinkAttribute::Mtu(self.mtu),
                 LinkAttribute::Address(HOST_MAC.to_vec()),
+                LinkAttribute::Group(self.group),
                 LinkAttribute::LinkInfo(vec![
                     LinkInfo::Kind(InfoKind::Veth),
                     LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
@@ -246,6 +249,16 @@ fn found_link(message: RouteNetlinkMessage) -> Option<FoundLink> {
 pub(super) fn delete_link(host: &Netlink, index: u32) -> io::Result<()> {
     let message = RouteNetlinkMessage::DelLink(link_message(index, vec![]));
     match host.apply_one(Request::route(&message, 0)) {
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
+        other => other,
+    }
+}
+
+/// Removes all links of a group. For one link after the other the kernel would wait each time
+/// until no processor can still be using it.
+pub(super) fn delete_group(host: &Netlink, group: u32) -> io::Result<()> {
+    let links = link_message(0, vec![LinkAttribute::Group(group)]);
+    match host.apply_one(Request::route(&RouteNetlinkMessage::DelLink(links), 0)) {
         Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
         other => other,
     }
