@@ -59,9 +59,12 @@ pub(crate) fn kill(directories: &[PathBuf]) {
 /// Removes the group with those that the container made in it; whether it is gone. It is not
 /// while processes are dying in it.
 pub(crate) fn remove(directories: &[PathBuf]) -> bool {
-    directories
-        .iter()
-        .fold(true, |gone, directory| remove_tree(directory) && gone)
+    let mut gone = true;
+    for directory in directories {
+        // Each is tried, whatever became of the others.
+        gone &= remove_tree(directory);
+    }
+    gone
 }
 
 fn remove_tree(directory: &Path) -> bool {

@@ -48,9 +48,13 @@ impl Channel {
     }
 }
 
-/// Forks a child that does `work` as a member of the given cgroups, then ends. Returns it and
-/// the channel on which it reports.
-pub(crate) fn fork(cgroups: &[PathBuf], work: impl FnOnce(&Channel)) -> Result<(Pid, OwnedFd)> {
+/// Forks a child that does `work` as a member of the given cgroups, then ends. Of the shim's
+/// descriptors it has those in `keep` only. Returns it and the channel on which it reports.
+pub(crate) fn fork(
+    cgroups: &[PathBuf],
+    keep: &[RawFd],
+    work: impl FnOnce(&Channel),
+) -> Result<(Pid, OwnedFd)> {
     let (ours, theirs) = socketpair(
         AddressFamily::Unix,
         SockType::SeqPacket,
@@ -65,7 +69,11 @@ pub(crate) fn fork(cgroups: &[PathBuf], work: impl FnOnce(&Channel)) -> Result<(
     }
     drop(ours);
     let channel = Channel(theirs);
+    close_all_but(keep, channel.raw());
     restore_signals();
+    // Processes of the container must not look into this one while it is among them.
+    // SAFETY: the call takes no pointers.
+    unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
     let joined = match unified {
         Some(_) => Ok(()),
         None => cgroup::join(cgroups),
@@ -77,6 +85,30 @@ pub(crate) fn fork(cgroups: &[PathBuf], work: impl FnOnce(&Channel)) -> Result<(
     // Not `exit`: destructors and buffers are the shim's.
     // SAFETY: ends the process, touches nothing.
     unsafe { libc::_exit(0) }
+}
+
+/// A copy of another container's pipe or of a client's would keep it from ending.
+fn close_all_but(keep: &[RawFd], channel: RawFd) {
+    let mut kept: Vec<RawFd> = keep.iter().copied().chain([channel]).collect();
+    kept.sort_unstable();
+    let mut next = 3;
+    for fd in kept
+        .into_iter()
+        .filter(|fd| *fd >= 3)
+        .map(|fd| fd as libc::c_uint)
+    {
+        close_between(next, fd);
+        next = fd + 1;
+    }
+    close_between(next, libc::c_uint::MAX);
+}
+
+/// Closes descriptors from the first up to but without the second.
+fn close_between(first: libc::c_uint, end: libc::c_uint) {
+    if first < end {
+        // SAFETY: this is a forked child that uses none of them, and ends without destructors.
+        unsafe { libc::close_range(first, end - 1, 0) };
+    }
 }
 
 /// As `fork(2)` with flags, into a group of the unified hierarchy if one is given; `None` in the

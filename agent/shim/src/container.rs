@@ -25,6 +25,7 @@ pub(crate) struct Waiting {
 pub(crate) enum Phase {
     /// The forked child sets it up.
     SettingUp {
+        child: Pid,
         channel: OwnedFd,
         asked: Waiting,
     },

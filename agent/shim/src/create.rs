@@ -41,6 +41,12 @@ pub(crate) struct Pipes {
     pub(crate) stderr: OwnedFd,
 }
 
+impl Pipes {
+    pub(crate) fn raw(&self) -> [RawFd; 3] {
+        [&self.stdin, &self.stdout, &self.stderr].map(AsRawFd::as_raw_fd)
+    }
+}
+
 /// Sets the container up and reports its process, or what went wrong.
 pub(crate) fn run(
     create: &Create,

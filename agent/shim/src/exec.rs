@@ -6,7 +6,7 @@
 //! container's user with its privileges, execute.
 
 use std::fs;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use libcontainer::oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
@@ -28,6 +28,15 @@ use crate::{Result, context};
 pub(crate) enum Streams {
     Pipes([OwnedFd; 3]),
     Terminal,
+}
+
+impl Streams {
+    pub(crate) fn raw(&self) -> Vec<RawFd> {
+        match self {
+            Self::Pipes(fds) => fds.iter().map(AsRawFd::as_raw_fd).collect(),
+            Self::Terminal => Vec::new(),
+        }
+    }
 }
 
 /// Runs the command; this process ends, and the command is the shim's child.

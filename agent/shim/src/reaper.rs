@@ -27,6 +27,15 @@ impl Ending {
     }
 }
 
+impl std::fmt::Display for Ending {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Exit(code) => write!(f, "exit code {code}"),
+            Self::Signal(signal) => write!(f, "signal {signal}"),
+        }
+    }
+}
+
 /// The next child that has ended, own or adopted; `None` when none has.
 pub(crate) fn reap() -> Option<(Pid, Ending)> {
     loop {

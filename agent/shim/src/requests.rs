@@ -83,12 +83,20 @@ impl Supervisor {
             }
         };
         let (run_dir, init) = (self.run_dir.clone(), self.init);
-        let (_, channel) = child::fork(&create.cgroups, |channel| {
+        let keep = pipes.as_ref().map(Pipes::raw).unwrap_or([0, 1, 2]);
+        let (child, channel) = child::fork(&create.cgroups, &keep, |channel| {
             create::run(create, &run_dir, init, pipes, channel);
         })
         .map_err(internal)?;
         set_nonblocking(&channel);
-        let mut container = Container::new(create, Phase::SettingUp { channel, asked });
+        let mut container = Container::new(
+            create,
+            Phase::SettingUp {
+                child,
+                channel,
+                asked,
+            },
+        );
         container.log = Some(log);
         container.stdin = stdin;
         container.outputs = outputs;
@@ -166,13 +174,15 @@ impl Supervisor {
             }
         };
         let (state_dir, cgroups) = (container.state_dir.clone(), container.cgroups.clone());
-        let (_, channel) = child::fork(&cgroups, |channel| {
+        let keep = streams.raw();
+        let (child, channel) = child::fork(&cgroups, &keep, |channel| {
             exec::run(exec, &self.run_dir, &state_dir, pid, &streams, channel);
         })
         .map_err(internal)?;
         set_nonblocking(&channel);
         self.commands.push(Command {
             asked,
+            child,
             channel: Some(channel),
             pid: None,
             terminal: None,

@@ -53,6 +53,8 @@ pub(crate) struct Client {
 /// An exec'd command.
 pub(crate) struct Command {
     pub(crate) asked: Waiting,
+    /// The forked child that sets it up.
+    pub(crate) child: Pid,
     /// Until it has executed its program.
     pub(crate) channel: Option<OwnedFd>,
     pub(crate) pid: Option<Pid>,
@@ -305,7 +307,7 @@ impl Supervisor {
                 report,
                 std::mem::replace(&mut container.phase, Phase::Ended),
             ) {
-                (Some(Report::Process { pid }), Phase::SettingUp { channel, asked }) => {
+                (Some(Report::Process { pid }), Phase::SettingUp { channel, asked, .. }) => {
                     container.phase = Phase::Waiting { channel };
                     container.pid = Some(Pid::from_raw(pid));
                     container.take_terminal(fds);
@@ -461,9 +463,48 @@ impl Supervisor {
             self.commands[index].ending = Some(ending);
             return;
         }
+        if self.setter_up_ended(pid, ending) {
+            return;
+        }
         if self.is_setting_up() {
             self.unclaimed.push((pid, ending));
         }
+    }
+
+    /// A forked child has ended. If it did so without a word, what it was to set up has failed:
+    /// the process that it left behind may keep its channel open for good.
+    fn setter_up_ended(&mut self, pid: Pid, ending: Ending) -> bool {
+        let message = format!(
+            "the process that sets it up was ended by {ending} (is the memory limit too low?)"
+        );
+        let container = self
+            .containers
+            .iter()
+            .find(|(_, c)| matches!(c.phase, Phase::SettingUp { child, .. } if child == pid));
+        if let Some((id, _)) = container {
+            let id = id.clone();
+            self.hear_container(&id);
+            let phase = self.containers.get_mut(&id).map(|c| &c.phase);
+            if let Some(Phase::SettingUp { asked, .. }) = phase {
+                let asked = *asked;
+                self.start_failed(&id, asked, message);
+            }
+            return true;
+        }
+        let command = self.commands.iter().find(|command| command.child == pid);
+        let Some(fd) = command
+            .and_then(|c| c.channel.as_ref())
+            .map(AsRawFd::as_raw_fd)
+        else {
+            return command.is_some();
+        };
+        self.hear_command(fd);
+        let silent = |command: &Command| command.child == pid && command.pid.is_none();
+        if let Some(index) = self.commands.iter().position(silent) {
+            let asked = self.commands.remove(index).asked;
+            self.exec_failed(asked, message);
+        }
+        true
     }
 
     /// Whether a process may exist that its setter-up has not told of yet.

@@ -7,12 +7,13 @@
 //! shim), and the shim removes a container's when it has ended.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::{fs, io};
 
 use super::error::RuntimeError;
 use super::types::{CgroupResources, CgroupStats, QosClass};
 
+mod devices;
 mod files;
 mod stats;
 
@@ -186,27 +187,47 @@ impl Cgroups {
         self.limit(group, limits)
     }
 
-    /// Restricts a group to the given devices; without effect on v2 (which needs a BPF program).
+    /// Restricts a container's group to the devices that every container may use (Docker's).
     ///
     /// # Errors
-    /// When the kernel refuses a rule.
-    pub fn restrict_devices(&self, group: &str, rules: &[String]) -> Result<(), RuntimeError> {
-        let Layout::V1(_) = &self.layout else {
-            return Ok(());
-        };
+    /// When the kernel refuses.
+    pub fn restrict_devices(&self, group: &str) -> Result<(), RuntimeError> {
         let Some(directory) = self.directory(group, "devices") else {
             return Ok(());
         };
+        if self.is_v2() {
+            return devices::restrict_unified(&directory, &devices::DEFAULT).map_err(|error| {
+                let path = directory.display();
+                RuntimeError::Cgroup(format!("restricting the devices of {path}: {error}"))
+            });
+        }
         files::write(&directory, "devices.deny", "a")?;
-        for rule in rules {
-            files::write(&directory, "devices.allow", rule)?;
+        for rule in devices::DEFAULT {
+            files::write(&directory, "devices.allow", &rule.to_string())?;
         }
         Ok(())
     }
 
+    /// Makes the kernel kill all of a container when it kills one of its processes for want of
+    /// memory, as the kubelet does on v2 (v1 can't).
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn kill_together(&self, group: &str) -> Result<(), RuntimeError> {
+        match &self.layout {
+            Layout::V1(_) => Ok(()),
+            Layout::V2(root) => files::write(&root.join(group), "memory.oom.group", "1"),
+        }
+    }
+
     fn limit(&self, group: &str, limits: &CgroupResources) -> Result<(), RuntimeError> {
         for (controller, file, value) in files::settings(limits, self.is_v2()) {
-            if let Some(directory) = self.directory(group, controller) {
+            let Some(directory) = self.directory(group, controller) else {
+                continue;
+            };
+            // Kernels without accounting of swap have no files for it.
+            let is_optional = file.contains("sw");
+            if !is_optional || directory.join(file).exists() {
                 files::write(&directory, file, &value)?;
             }
         }
@@ -293,31 +314,6 @@ impl Cgroups {
     pub fn exists(&self, group: &str) -> bool {
         self.directories(group).iter().any(|path| path.exists())
     }
-}
-
-/// The device rules of a container that is not privileged: Docker's.
-pub fn default_device_rules() -> Vec<String> {
-    [
-        "c *:* m", // mknod, but no access
-        "b *:* m",
-        "c 1:3 rwm",    // null
-        "c 1:5 rwm",    // zero
-        "c 1:7 rwm",    // full
-        "c 1:8 rwm",    // random
-        "c 1:9 rwm",    // urandom
-        "c 5:0 rwm",    // tty
-        "c 5:1 rwm",    // console
-        "c 5:2 rwm",    // ptmx
-        "c 136:* rwm",  // pts
-        "c 10:200 rwm", // tun
-    ]
-    .map(str::to_owned)
-    .to_vec()
-}
-
-/// Whether a path is on a cgroup file system of the host.
-pub fn is_mounted(path: &Path) -> bool {
-    path.join("cgroup.procs").exists()
 }
 
 #[cfg(test)]

@@ -22,10 +22,13 @@ use super::types::{
     AttachRequest, CgroupStats, ContainerConfig, ContainerRecord, ExecRequest, SandboxConfig,
     SandboxState,
 };
-use super::{Runtime, blocking, cgroup, spec};
+use super::{Runtime, blocking, spec};
 
 /// Requests that may wait for the shim.
 const QUEUE: usize = 32;
+
+/// How long a shim that is asked to stop may take before it is killed with its containers.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// What is written into the record of a container whose shim died.
 const SHIM_DIED: &str = "the container's supervisor died: its exit code is not known";
@@ -231,7 +234,8 @@ impl Sandbox {
     /// When a process can't be killed or something can't be removed.
     pub async fn destroy(&self) -> Result<(), RuntimeError> {
         // A shim that is asked records the exits of the containers that it kills.
-        match self.call(Call::Shutdown).await {
+        let stopping = tokio::time::timeout(PATIENCE, self.call(Call::Shutdown));
+        match stopping.await.unwrap_or(Ok(Reply::Done)) {
             Ok(_) | Err(RuntimeError::Gone(_)) => {}
             Err(error) => tracing::warn!(pod = self.uid(), %error, "the shim was not stopped"),
         }
@@ -321,8 +325,9 @@ impl Sandbox {
         let group = self.group(&config.id);
         cgroups.create(&group, &config.resources)?;
         if !generated.privileged {
-            cgroups.restrict_devices(&group, &cgroup::default_device_rules())?;
+            cgroups.restrict_devices(&group)?;
         }
+        cgroups.kill_together(&group)?;
         Ok(Create {
             id: config.id.clone(),
             name: config.name.clone(),

@@ -122,6 +122,20 @@ async fn a_file_that_is_no_program_fails_at_the_start() {
 }
 
 #[tokio::test]
+async fn a_limit_too_low_to_start_in_fails_the_start() {
+    let node = Node::new().await;
+    let pod = node.pod("web").await;
+    let mut config = node.container(&pod, &["sleep", "1000"], json!({}));
+    config.resources.memory_limit_bytes = Some(200 << 10);
+    let id = config.id.clone();
+    let (kind, _) = reason(pod.create_container(config).await);
+    assert_eq!(kind, "RunContainerError");
+    assert_eq!(ended(&pod, &id).await.exit_code, 128);
+    assert!(pod.is_alive());
+    node.finish().await;
+}
+
+#[tokio::test]
 async fn removing_needs_an_end() {
     let node = Node::new().await;
     let pod = node.pod("web").await;

@@ -2,6 +2,8 @@
 //!
 //! They run as root, each test in a data directory (and so an identity) of its own.
 
+#![allow(clippy::unwrap_used)]
+
 mod fixture;
 
 mod durability;

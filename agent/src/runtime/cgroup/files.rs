@@ -49,6 +49,11 @@ pub(super) fn settings(
             "memory.limit_in_bytes"
         };
         settings.push(("memory", file, bytes.to_string()));
+        // A container gets no swap (the kubelet's `NoSwap`).
+        settings.push(match v2 {
+            true => ("memory", "memory.swap.max", "0".to_owned()),
+            false => ("memory", "memory.memsw.limit_in_bytes", bytes.to_string()),
+        });
     }
     if let Some(pids) = limits.pids_limit {
         let pids = if pids > 0 {
@@ -192,6 +197,7 @@ mod tests {
                 "cpu.cfs_period_us=100000",
                 "cpu.cfs_quota_us=50000",
                 "memory.limit_in_bytes=1048576",
+                "memory.memsw.limit_in_bytes=1048576",
                 "pids.max=max",
             ]
         );
@@ -201,6 +207,7 @@ mod tests {
                 "cpu.weight=39",
                 "cpu.max=50000 100000",
                 "memory.max=1048576",
+                "memory.swap.max=0",
                 "pids.max=max"
             ]
         );
