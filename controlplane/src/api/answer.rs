@@ -17,6 +17,8 @@ pub struct Answer {
     pub body: Bytes,
     pub content_type: &'static str,
     pub warnings: Vec<String>,
+    /// Whether what stands behind this URL never changes, so that clients may keep it.
+    pub immutable: bool,
 }
 
 impl Answer {
@@ -30,6 +32,7 @@ impl Answer {
             body,
             content_type: "application/json",
             warnings: Vec::new(),
+            immutable: false,
         }
     }
 
@@ -39,6 +42,7 @@ impl Answer {
             body: text.into().into(),
             content_type: "text/plain; charset=utf-8",
             warnings: Vec::new(),
+            immutable: false,
         }
     }
 
@@ -104,10 +108,11 @@ impl Answer {
             header::CONTENT_TYPE,
             HeaderValue::from_static(self.content_type),
         );
-        headers.insert(
-            header::CACHE_CONTROL,
-            HeaderValue::from_static("no-cache, private"),
-        );
+        let caching = match self.immutable {
+            true => "public, immutable, max-age=31536000",
+            false => "no-cache, private",
+        };
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(caching));
         for warning in self.warnings {
             let escaped = warning.replace('\\', "\\\\").replace('"', "\\\"");
             if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{escaped}\"")) {

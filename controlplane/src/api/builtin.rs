@@ -14,6 +14,7 @@ use super::query::Query;
 use super::status::ApiError;
 use super::table::IncludeObject;
 use super::{discovery, openapi};
+use crate::resources::Registry;
 
 /// The version of Kubernetes' API that is served.
 pub const GIT_VERSION: &str = concat!("v1.37.0+skiff", env!("CARGO_PKG_VERSION"));
@@ -76,10 +77,8 @@ impl Api {
                 Ok(Answer::bytes(StatusCode::OK, openapi::v2(&registry)))
             }
             ["openapi", "v3"] => Ok(Answer::json(StatusCode::OK, &openapi::v3_index(&registry))),
-            ["openapi", "v3", "api", version] => described(openapi::v3(&registry, "", version)),
-            ["openapi", "v3", "apis", group, version] => {
-                described(openapi::v3(&registry, group, version))
-            }
+            ["openapi", "v3", "api", version] => document(&registry, "", version, query),
+            ["openapi", "v3", "apis", group, version] => document(&registry, group, version, query),
             _ => Err(ApiError::no_such_path()),
         }
     }
@@ -140,10 +139,18 @@ impl Api {
     }
 }
 
-fn described(document: Option<bytes::Bytes>) -> Result<Answer, ApiError> {
-    document
-        .map(|document| Answer::bytes(StatusCode::OK, document))
-        .ok_or_else(ApiError::no_such_path)
+/// One version's OpenAPI document, to keep for whoever asks by its present hash.
+fn document(
+    registry: &Registry,
+    group: &str,
+    version: &str,
+    query: &Query,
+) -> Result<Answer, ApiError> {
+    let document = openapi::v3(registry, group, version).ok_or_else(ApiError::no_such_path)?;
+    Ok(Answer {
+        immutable: query.text("hash") == openapi::fingerprint(registry, group, version),
+        ..Answer::bytes(StatusCode::OK, document)
+    })
 }
 
 /// `GET /version`

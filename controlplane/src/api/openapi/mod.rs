@@ -80,7 +80,7 @@ fn in_version<'r>(registry: &'r Registry, group: &str, version: &str) -> Vec<&'r
 }
 
 /// Names the document's content: this build, and the kinds that are served.
-fn fingerprint(registry: &Registry, group: &str, version: &str) -> String {
+pub fn fingerprint(registry: &Registry, group: &str, version: &str) -> String {
     let mut hasher = Sha256::new();
     hasher.update(GIT_VERSION);
     hasher.update(crate::schema::DEFINITIONS);

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::FieldManager;
 use super::field_set::{Below, FieldSet};
+use super::managers::{Manager, read, remove_managed_fields, write};
 use super::typed::{Place, compare, fields_of, merge, prune};
 use crate::api::status::{ApiError, Cause};
 use crate::resources::Resource;
@@ -31,18 +32,6 @@ const UNOWNED: [&[&str]; 11] = [
     &["metadata", "managedFields"],
     &["metadata", "resourceVersion"],
 ];
-
-/// One entry of `managedFields`.
-#[derive(Debug, Clone)]
-struct Manager {
-    name: String,
-    operation: String,
-    api_version: String,
-    subresource: String,
-    /// RFC 3339.
-    time: String,
-    fields: FieldSet,
-}
 
 /// The object that comes of `live` when the manager applies `applied`.
 ///
@@ -253,93 +242,6 @@ fn exclude(fields: &mut FieldSet, subresource: &str) {
 fn strip(fields: &mut FieldSet) {
     for path in UNOWNED {
         fields.remove(path, Below::Kept);
-    }
-}
-
-impl Manager {
-    fn is(&self, other: &Self) -> bool {
-        self.name == other.name
-            && self.operation == other.operation
-            && self.api_version == other.api_version
-            && self.subresource == other.subresource
-    }
-
-    /// As conflicts name it.
-    fn described(&self) -> String {
-        let mut text = format!("{:?}", self.name);
-        if !self.subresource.is_empty() {
-            text += &format!(" with subresource {:?}", self.subresource);
-        }
-        if self.operation == "Update" {
-            text += &format!(" using {}", self.api_version);
-        }
-        text
-    }
-
-    fn from_json(entry: &Value) -> Self {
-        let text = |field: &str| entry[field].as_str().unwrap_or_default().to_string();
-        Self {
-            name: text("manager"),
-            operation: text("operation"),
-            api_version: text("apiVersion"),
-            subresource: text("subresource"),
-            time: text("time"),
-            fields: FieldSet::from_json(&entry["fieldsV1"]),
-        }
-    }
-
-    fn to_json(&self) -> Value {
-        let mut entry = json!({
-            "manager": self.name,
-            "operation": self.operation,
-            "apiVersion": self.api_version,
-            "time": self.time,
-            "fieldsType": "FieldsV1",
-            "fieldsV1": self.fields.to_json(),
-        });
-        if !self.subresource.is_empty() {
-            entry["subresource"] = json!(self.subresource);
-        }
-        entry
-    }
-}
-
-fn read(object: &Value) -> Vec<Manager> {
-    let list = object
-        .pointer("/metadata/managedFields")
-        .and_then(Value::as_array);
-    list.into_iter()
-        .flatten()
-        .map(Manager::from_json)
-        .filter(|m| !m.fields.is_empty())
-        .collect()
-}
-
-fn write(object: &mut Value, mut managers: Vec<Manager>) {
-    managers.retain(|m| !m.fields.is_empty());
-    managers.sort_by(|a, b| {
-        let key = |m: &Manager| {
-            (
-                m.operation.clone(),
-                m.time.clone(),
-                m.name.clone(),
-                m.api_version.clone(),
-            )
-        };
-        key(a)
-            .cmp(&key(b))
-            .then_with(|| a.subresource.cmp(&b.subresource))
-    });
-    if managers.is_empty() {
-        remove_managed_fields(object);
-    } else {
-        object["metadata"]["managedFields"] = managers.iter().map(Manager::to_json).collect();
-    }
-}
-
-fn remove_managed_fields(object: &mut Value) {
-    if let Some(Value::Object(metadata)) = object.get_mut("metadata") {
-        metadata.remove("managedFields");
     }
 }
 

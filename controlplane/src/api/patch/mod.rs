@@ -5,6 +5,7 @@
 mod apply;
 mod field_set;
 mod json;
+mod managers;
 mod strategic;
 mod typed;
 
