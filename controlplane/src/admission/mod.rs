@@ -4,6 +4,7 @@
 //! create and update of a main resource, and read other objects from the watch cache.
 
 mod namespace;
+mod node;
 
 use serde_json::Value;
 
@@ -11,6 +12,7 @@ use crate::api::status::ApiError;
 use crate::auth::UserInfo;
 use crate::cache::Cache;
 use crate::resources::Resource;
+pub use node::{NodeWrite, restrict};
 
 /// A write on its way to the store.
 pub struct Request<'a> {

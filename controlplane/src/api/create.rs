@@ -66,6 +66,8 @@ impl Api {
             object.set_meta("name", name);
         }
         let resource = &*call.stored;
+        let write = admission::NodeWrite::Create;
+        admission::restrict(&call.user, resource, write, &object)?;
         fill_system_metadata(resource, &mut object);
         (resource.hooks.default)(&mut object);
         let request = admission::Request {

@@ -10,6 +10,7 @@ use super::decode;
 use super::object::{self, Object};
 use super::read::{list_of, selector};
 use super::status::{self, ApiError};
+use crate::admission;
 use crate::cache::Entry;
 use crate::resources::{FieldError, Resource};
 use crate::store::{CommitError, Expect, Op};
@@ -109,6 +110,8 @@ impl Api {
         loop {
             let entry = self.cache.get(&key).ok_or_else(|| call.not_found())?;
             let current = object_of(&entry)?;
+            let write = admission::NodeWrite::Delete;
+            admission::restrict(&call.user, &call.stored, write, &current)?;
             options.check_preconditions(call, &current)?;
             let now = jiff::Timestamp::now();
             let plan = plan(&call.stored, &current, options, now);

@@ -106,7 +106,14 @@ impl Api {
     ) -> Result<(Option<Reference>, Option<Reference>), ApiError> {
         let Some(wanted) = object::at(request, "spec.boundObjectRef").filter(|r| !r.is_null())
         else {
-            return Ok((None, None));
+            return match call.user.node() {
+                None => Ok((None, None)),
+                Some(_) => Err(ApiError::forbidden(
+                    &call.resource,
+                    &call.name,
+                    "node requested token not bound to a pod",
+                )),
+            };
         };
         let text = |field: &str| wanted[field].as_str().unwrap_or_default();
         if text("kind") != "Pod" {
@@ -128,6 +135,17 @@ impl Api {
                     "the UID in the bound object reference ({}) does not match the UID in record. The object might have been deleted and then recreated",
                     text("uid")
                 ),
+            ));
+        }
+        if call
+            .user
+            .node()
+            .is_some_and(|node| pod["spec"]["nodeName"] != node)
+        {
+            return Err(ApiError::forbidden(
+                &call.resource,
+                &call.name,
+                "node requested token bound to a pod scheduled on a different node",
             ));
         }
         if pod["spec"]["serviceAccountName"] != call.name.as_str() {

@@ -86,6 +86,8 @@ impl Api {
         for _ in 0..TRIES {
             let entry = self.cache.get(&key).ok_or_else(|| call.not_found())?;
             let current = object_of(&entry)?;
+            let write = admission::NodeWrite::Update;
+            admission::restrict(&call.user, &call.stored, write, &current)?;
             let proposal = propose(&current)?;
             check_preconditions(call, &current, &proposal.object)?;
             let next = self.finish(call, surface, &current, proposal)?;
