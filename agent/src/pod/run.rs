@@ -7,11 +7,12 @@ use tokio::time::Instant;
 
 use super::backoff::go_seconds;
 use super::events::Severity;
-use super::probe::{self, Kind, Verdict};
-use super::seams::{ContainerError, PodSandbox, SeamResult};
+use super::launch::{Launch, LaunchResult};
+use super::pull::{self, ImageFailure};
+use super::seams::{ContainerError, PodSandbox, ResolvedImage, SeamResult};
 use super::slot::{Activity, Role};
 use super::status::Waiting;
-use super::tasks::{self, Done, ImageFailure, Launch, LaunchResult, Live, Stop};
+use super::tasks::{self, Done, Live};
 use super::worker::{SandboxStage, VolumeStage, Worker};
 use crate::runtime::types::ContainerRecord;
 use crate::volume::{self, VolumeError, Volumes};
@@ -44,7 +45,8 @@ impl Worker {
                 Role::Sidecar => {
                     self.drive_slot(index);
                     let slot = &self.slots[index];
-                    blocked |= !initialized && !(slot.running().is_some() && slot.started);
+                    let up = slot.running().is_some() && slot.started;
+                    blocked |= !initialized && !up;
                 }
                 Role::Main if blocked && !initialized => {}
                 Role::Main => self.drive_slot(index),
@@ -186,10 +188,10 @@ impl Worker {
         }
         let Some(image) = slot.image.clone() else {
             let (node, pod) = (self.node.clone(), self.pod.clone());
-            let resolve = tasks::resolve_image(node, pod, slot.spec.clone(), slot.field());
+            let resolve = pull::resolve_image(node, pod, slot.spec.clone(), slot.field());
             let handle = self
                 .tasks
-                .spawn(async move { Done::Image(index, resolve.await) });
+                .spawn(async move { Done::Image(index, resolve.await.map(Box::new)) });
             self.slots[index].activity = Activity::Resolving(handle);
             return;
         };
@@ -273,14 +275,14 @@ impl Worker {
     pub(super) fn take_image(
         &mut self,
         index: usize,
-        result: Result<super::seams::ResolvedImage, ImageFailure>,
+        result: Result<Box<ResolvedImage>, ImageFailure>,
     ) {
         let slot = &mut self.slots[index];
         slot.activity = Activity::Idle;
         slot.retry_at = None;
         match result {
             Ok(image) => {
-                slot.image = Some(image);
+                slot.image = Some(*image);
                 slot.pull.reset();
                 if slot.current.is_none() {
                     slot.waiting = None;
@@ -305,7 +307,7 @@ impl Worker {
         let slot = &mut self.slots[index];
         slot.waiting_until = None;
         let failed = slot.waiting.take();
-        if !failed.as_ref().is_some_and(|w| w.reason == "ErrImagePull") {
+        if failed.as_ref().is_none_or(|w| w.reason != "ErrImagePull") {
             slot.waiting = failed;
             return;
         }
@@ -393,147 +395,4 @@ impl Worker {
             self.stop(index, "FailedPostStartHook".to_owned(), None);
         }
     }
-
-    /// Looks after a container that runs: its declaration, its probes.
-    fn tend(&mut self, index: usize) {
-        let slot = &mut self.slots[index];
-        let declared = slot.spec.image.as_deref().unwrap_or_default();
-        let declared = self.node.images.canonical(declared);
-        let runs = slot.current.as_ref().map(|a| a.record.image.as_str());
-        if runs != Some(declared.as_str()) && slot.role != Role::Init {
-            let name = &slot.spec.name;
-            let message = format!("Container {name} definition changed, will be restarted");
-            return self.stop(index, message, None);
-        }
-        slot.assume_unprobed();
-        self.probe(index);
-    }
-
-    /// Starts the probes that are due: startup first, the others once it succeeded.
-    fn probe(&mut self, index: usize) {
-        let SandboxStage::Live(live) = &self.sandbox else {
-            return;
-        };
-        let slot = &mut self.slots[index];
-        let Some(id) = slot.running().map(str::to_owned) else {
-            return;
-        };
-        // Probes change hands when the container has started up.
-        let stage = format!("{id} {}", slot.started);
-        if slot.role == Role::Init || slot.probed.as_ref() == Some(&stage) {
-            return;
-        }
-        slot.probed = Some(stage);
-        let kinds: &[Kind] = match slot.started {
-            false => &[Kind::Startup],
-            true => &[Kind::Liveness, Kind::Readiness],
-        };
-        for kind in kinds {
-            if kind.of(&slot.spec).is_none() {
-                continue;
-            }
-            let subject = probe::Subject {
-                pod: self.pod.clone(),
-                container: slot.spec.clone(),
-                field: slot.field(),
-                container_id: id.clone(),
-                sandbox: live.sandbox.clone(),
-                pod_ip: live
-                    .ips
-                    .first()
-                    .map(ToString::to_string)
-                    .unwrap_or_default(),
-                started: slot.current.as_ref().map_or_else(Instant::now, started_at),
-                events: self.node.events.clone(),
-                ready: slot.ready,
-            };
-            slot.probes
-                .spawn(probe::run(*kind, subject, self.verdicts.clone()));
-        }
-    }
-
-    /// Draws the consequence of a probe's verdict.
-    pub(super) fn judge(&mut self, verdict: Verdict) {
-        let found = self
-            .slots
-            .iter()
-            .position(|s| s.running() == Some(verdict.container_id.as_str()));
-        let Some(index) = found else { return };
-        let slot = &mut self.slots[index];
-        match (verdict.kind, verdict.success) {
-            (Kind::Startup, true) => {
-                slot.started = true;
-                slot.assume_unprobed();
-            }
-            (Kind::Readiness, ready) => slot.ready = ready,
-            (Kind::Liveness, true) => {}
-            (kind @ (Kind::Startup | Kind::Liveness), false) => {
-                let probe = kind.of(&slot.spec);
-                let grace = probe.and_then(|p| p.termination_grace_period_seconds);
-                let message = format!(
-                    "Container {} failed {} probe, will be restarted",
-                    slot.spec.name,
-                    kind.name().to_lowercase()
-                );
-                if self.ending.is_none() {
-                    self.stop(index, message, grace);
-                }
-            }
-        }
-    }
-
-    /// Ends one container of a pod that goes on.
-    fn stop(&mut self, index: usize, message: String, grace: Option<i64>) {
-        let spec = self.pod.spec.as_ref();
-        let grace = grace.or_else(|| spec.and_then(|s| s.termination_grace_period_seconds));
-        let grace = u64::try_from(grace.unwrap_or(30)).unwrap_or(0);
-        let deadline = Instant::now() + Duration::from_secs(grace);
-        let (_, deadline) = tokio::sync::watch::channel(deadline);
-        self.spawn_stop(index, message, deadline);
-    }
-
-    /// Starts ending a container that runs.
-    pub(super) fn spawn_stop(
-        &mut self,
-        index: usize,
-        message: String,
-        deadline: tokio::sync::watch::Receiver<Instant>,
-    ) {
-        let SandboxStage::Live(live) = &self.sandbox else {
-            return;
-        };
-        let slot = &mut self.slots[index];
-        let Some(id) = slot.running().map(str::to_owned) else {
-            return;
-        };
-        if let Activity::Hooking(hook) = &slot.activity {
-            hook.abort();
-        }
-        slot.activity = Activity::Stopping;
-        let stop = Stop {
-            node: self.node.clone(),
-            pod: self.pod.clone(),
-            container: slot.spec.clone(),
-            field: slot.field(),
-            id: id.clone(),
-            live: live.clone(),
-            deadline,
-            message,
-        };
-        self.tasks.spawn(async move {
-            stop.run().await;
-            Done::Stopped(index, id)
-        });
-    }
-}
-
-/// When an attempt was started, on the monotonic clock.
-fn started_at(attempt: &super::status::Attempt) -> Instant {
-    let now = Instant::now();
-    let started = attempt.record.started_at();
-    let started = started.and_then(|at| at.parse::<k8s_openapi::jiff::Timestamp>().ok());
-    let Some(started) = started else { return now };
-    let ago = k8s_openapi::jiff::Timestamp::now().duration_since(started);
-    now.checked_sub(Duration::try_from(ago).unwrap_or_default())
-        .unwrap_or(now)
 }

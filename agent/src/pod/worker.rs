@@ -13,7 +13,8 @@
 //! task of its own ([`super::tasks`]). The worker can be dropped at any instant: containers go
 //! on, and the next worker of the same pod finds them.
 //!
-//! Running the pod is in [`super::run`], ending it in [`super::end`].
+//! Running the pod is in [`super::run`], looking after what runs in [`super::tend`], ending it in
+//! [`super::end`].
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use tokio::time::Instant;
 use super::NodeContext;
 use super::conditions;
 use super::end::Ending;
+use super::last_words;
 use super::probe::Verdict;
 use super::seams::PodSandbox;
 use super::slot::{Role, Slot};
@@ -283,7 +285,7 @@ impl Worker {
             };
             slot.closing = Some(record.id.clone());
             let (node, pod_dir) = (self.node.clone(), self.pod_dir.clone());
-            let closing = tasks::close(node, pod_dir, slot.spec.clone(), record.clone());
+            let closing = last_words::close(node, pod_dir, slot.spec.clone(), record.clone());
             self.tasks
                 .spawn(async move { Done::Ended(index, closing.await) });
         }
