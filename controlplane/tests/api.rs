@@ -1,5 +1,8 @@
 //! The API through a client in the same process, over a real store.
 
+// Helpers of tests are tests, which clippy can't see.
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 
 use futures::{StreamExt, pin_mut};

@@ -21,7 +21,8 @@ use super::{NodeContext, hooks, resources};
 use crate::runtime::types::{ContainerRecord, SandboxConfig, SandboxState};
 use crate::volume::{self, VolumeError, Volumes};
 
-/// The result of a task.
+/// The result of a task. Short-lived and moved once: its size does not matter.
+#[allow(clippy::large_enum_variant)]
 pub(super) enum Done {
     Sandbox(SeamResult<Live>),
     Volumes(Result<Volumes, VolumeError>),

@@ -386,7 +386,7 @@ impl Propagation {
                         "Unsupported value: {other:?}: supported values: \"Background\", \"Foreground\", \"Orphan\""
                     ),
                 };
-                let mut invalid = call.invalid("", &[error.clone()]);
+                let mut invalid = call.invalid("", std::slice::from_ref(&error));
                 invalid.message = format!(
                     "DeleteOptions.meta.k8s.io \"\" is invalid: {}: {}",
                     error.field, error.message

@@ -61,7 +61,7 @@ impl Api {
                 field: "fieldManager".to_string(),
                 message: "Required value: is required for apply patch".to_string(),
             };
-            let mut invalid = ApiError::invalid(&call.resource, "", &[error.clone()]);
+            let mut invalid = ApiError::invalid(&call.resource, "", std::slice::from_ref(&error));
             invalid.message = format!(
                 "PatchOptions.meta.k8s.io \"\" is invalid: {}: {}",
                 error.field, error.message

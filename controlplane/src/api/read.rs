@@ -114,7 +114,7 @@ fn check_list_options(
             field: "resourceVersionMatch".to_string(),
             message,
         };
-        let mut invalid = ApiError::invalid(&call.resource, "", &[error.clone()]);
+        let mut invalid = ApiError::invalid(&call.resource, "", std::slice::from_ref(&error));
         invalid.message = format!(
             "ListOptions.meta.k8s.io \"\" is invalid: {}: {}",
             error.field, error.message

@@ -145,7 +145,7 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    fn below<'p>(&self, path: &'p str) -> bool {
+    fn below(&self, path: &str) -> bool {
         let inside = |field: &str| {
             field
                 .strip_prefix(path)

@@ -16,6 +16,9 @@ const PAGES_KEPT: Duration = Duration::from_secs(300);
 /// Half-way lists that a shelf keeps at most.
 const PAGED_LISTS: usize = 16;
 
+/// The entries of a scope at one instant.
+type Entries = Arc<[Arc<Entry>]>;
+
 /// Which part of a list is wanted.
 #[derive(Debug, Clone, Default)]
 pub struct PageRequest {
@@ -101,7 +104,7 @@ impl Shelf {
         cache: &Cache,
         scope: &Scope,
         exactly: Option<Revision>,
-    ) -> Result<(Revision, Arc<[Arc<Entry>]>), ListError> {
+    ) -> Result<(Revision, Entries), ListError> {
         let state = self.read();
         let revision = cache.revision().max(state.last);
         match exactly {

@@ -208,14 +208,14 @@ struct Writer<O> {
     observer: O,
 }
 
+/// What a writer is told.
+type Committed = Result<Revision, CommitError>;
+
 /// A group of writes on its way into one transaction.
 #[derive(Default)]
 struct Group {
     changes: Vec<Change>,
-    answers: Vec<(
-        oneshot::Sender<Result<Revision, CommitError>>,
-        Result<Revision, CommitError>,
-    )>,
+    answers: Vec<(oneshot::Sender<Committed>, Committed)>,
     /// What the group's writes make of their keys; `None` is deleted.
     revisions: HashMap<Key, Option<Revision>>,
 }
