@@ -75,10 +75,8 @@ fn busybox_layer() -> Vec<u8> {
     let busybox = fs::read("/bin/busybox").expect("busybox-static is installed");
     let mut tar = tar::Builder::new(Vec::new());
     for dir in ["bin", "etc", "work", "tmp"] {
-        let mut header = tar::Header::new_gnu();
+        let mut header = header(0o755, 0);
         header.set_entry_type(tar::EntryType::Directory);
-        header.set_mode(0o755);
-        header.set_size(0);
         tar.append_data(&mut header, format!("{dir}/"), std::io::empty())
             .expect("a directory");
     }
@@ -98,9 +96,8 @@ fn busybox_layer() -> Vec<u8> {
     for applet in [
         "sh", "cat", "id", "env", "pwd", "sleep", "echo", "ls", "touch",
     ] {
-        let mut header = tar::Header::new_gnu();
+        let mut header = header(0o777, 0);
         header.set_entry_type(tar::EntryType::Symlink);
-        header.set_size(0);
         tar.append_link(&mut header, format!("bin/{applet}"), "busybox")
             .expect("a link");
     }
@@ -108,10 +105,19 @@ fn busybox_layer() -> Vec<u8> {
 }
 
 fn add<W: std::io::Write>(tar: &mut tar::Builder<W>, path: &str, mode: u32, content: &[u8]) {
+    let mut header = header(mode, content.len() as u64);
+    tar.append_data(&mut header, path, content).expect("a file");
+}
+
+/// A header of root's, from the beginning of time.
+fn header(mode: u32, size: u64) -> tar::Header {
     let mut header = tar::Header::new_gnu();
     header.set_mode(mode);
-    header.set_size(content.len() as u64);
-    tar.append_data(&mut header, path, content).expect("a file");
+    header.set_size(size);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header
 }
 
 fn descriptor(media_type: &str, blob: &[u8]) -> Value {
