@@ -32,6 +32,8 @@ fn assemble(overlay: &Overlay) -> nix::Result<OwnedFd> {
     // SAFETY: the name ends with NUL; the result is a new descriptor or an error.
     let opened = unsafe { libc::syscall(libc::SYS_fsopen, c"overlay".as_ptr(), 1) };
     let context = owned(opened)?;
+    // What /proc/mounts shows as the device; container runtimes say `overlay`.
+    configure(&context, SET_STRING, Some(c"source"), Some(c"overlay"))?;
     for layer in overlay.lower.iter().rev() {
         set(&context, c"lowerdir+", layer)?;
     }
