@@ -71,8 +71,11 @@ impl Api {
             ["version"] => Ok(Answer::json(StatusCode::OK, &version())),
             [endpoint @ ("healthz" | "livez" | "readyz")] => Ok(self.health(endpoint, query)),
             [endpoint @ ("healthz" | "livez" | "readyz"), check] => self.one_check(endpoint, check),
+            ["openapi", "v2"] if wants_protobuf(accept) => Ok(Answer {
+                content_type: openapi::PROTOBUF,
+                ..Answer::bytes(StatusCode::OK, openapi::v2_protobuf(&registry))
+            }),
             ["openapi", "v2"] => {
-                // Some clients ask for protobuf alone, and then try version 3.
                 Wanted::of(accept, IncludeObject::Metadata)?;
                 Ok(Answer::bytes(StatusCode::OK, openapi::v2(&registry)))
             }
@@ -151,6 +154,12 @@ fn document(
         immutable: query.text("hash") == openapi::fingerprint(registry, group, version),
         ..Answer::bytes(StatusCode::OK, document)
     })
+}
+
+/// Whether a client asks for the OpenAPI v2 document as protobuf before anything else.
+fn wants_protobuf(accept: &str) -> bool {
+    let first = accept.split(',').next().unwrap_or_default().trim();
+    [openapi::PROTOBUF_ACCEPTED, openapi::PROTOBUF].contains(&first)
 }
 
 /// `GET /version`

@@ -6,6 +6,7 @@
 
 mod components;
 mod paths;
+mod protobuf;
 
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
@@ -14,6 +15,7 @@ use sha2::{Digest, Sha256};
 use super::builtin::GIT_VERSION;
 use crate::resources::{Registry, Resource};
 use components::Components;
+pub use protobuf::{ACCEPTED as PROTOBUF_ACCEPTED, MEDIA_TYPE as PROTOBUF};
 
 /// The two forms of the specification that are served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,14 +26,23 @@ enum Flavor {
 
 /// `GET /openapi/v2`, as JSON.
 pub fn v2(registry: &Registry) -> Bytes {
+    to_bytes(&v2_document(registry))
+}
+
+/// `GET /openapi/v2`, as protobuf.
+pub fn v2_protobuf(registry: &Registry) -> Bytes {
+    protobuf::encode(&v2_document(registry)).into()
+}
+
+fn v2_document(registry: &Registry) -> Value {
     let served: Vec<&Resource> = registry.iter().map(AsRef::as_ref).collect();
     let (paths, definitions) = describe(Flavor::V2, &served);
-    to_bytes(&json!({
+    json!({
         "swagger": "2.0",
         "info": {"title": "Kubernetes", "version": GIT_VERSION},
         "paths": paths,
         "definitions": definitions,
-    }))
+    })
 }
 
 /// `GET /openapi/v3`: `{"paths": {"api/v1": {"serverRelativeURL": ...}}}`. The hash in a URL
