@@ -1,9 +1,11 @@
 """A client of the Kubernetes API, as thin as can be: what it costs must not be measured."""
 
 import base64
+import contextlib
 import http.client
 import json
 import queue
+import socket
 import ssl
 import subprocess
 import tempfile
@@ -67,6 +69,7 @@ class Watch:
         self.connection = api._connect()
         separator = "&" if "?" in path else "?"
         self.connection.request("GET", f"{path}{separator}watch=1&resourceVersion={version}")
+        self.socket = self.connection.sock
         self.answer = self.connection.getresponse()
         self.events = queue.SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
@@ -87,7 +90,9 @@ class Watch:
                 return at
 
     def close(self):
-        self.answer.close()
+        # The reading thread holds the answer's lock until something arrives: end what it waits for.
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
         self.connection.close()
 
     def __enter__(self):
