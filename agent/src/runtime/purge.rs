@@ -26,10 +26,7 @@ pub async fn purge(identity: Identity) -> Result<(), RuntimeError> {
             .map_err(RuntimeError::io("emptying the cgroup", &group));
         let run_dir = identity.run_dir();
         let cleared = clear(&run_dir).map_err(RuntimeError::io("removing", &run_dir));
-        // `/run/skiff` is shared with other nodes of this host: the last one removes it.
-        if let Some(parent) = run_dir.parent() {
-            let _ = std::fs::remove_dir(parent);
-        }
+        // `/run/skiff` stays: another node of this host may be about to make its own directory in it.
         killed.and(cleared)
     })
     .await
