@@ -68,11 +68,6 @@ impl Identity {
         self.run_dir().join("pods").join(uid)
     }
 
-    /// `/run/skiff/<id>/agent.sock`
-    pub fn agent_socket(&self) -> PathBuf {
-        self.run_dir().join("agent.sock")
-    }
-
     /// The cgroup, relative to a hierarchy's root, under which all of this node's cgroups are.
     pub fn cgroup_root(&self) -> String {
         format!("skiff-{}", self.id)

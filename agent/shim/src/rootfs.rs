@@ -7,6 +7,7 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
+use nix::sys::utsname::uname;
 use skiff_shim::protocol::Overlay;
 
 use crate::{Result, context};
@@ -18,7 +19,9 @@ const CREATE: libc::c_uint = 6;
 
 /// Mounts the overlay at `target`.
 pub(crate) fn mount_overlay(overlay: &Overlay, target: &Path) -> Result<()> {
-    // One call for each layer: no limit to how many there are (since Linux 6.5).
+    if !takes_layers_one_by_one() {
+        return mount_with_options(overlay, target);
+    }
     match assemble(overlay) {
         Ok(filesystem) => {
             attach(&filesystem, target).map_err(context("mounting the root at", target))
@@ -26,6 +29,23 @@ pub(crate) fn mount_overlay(overlay: &Overlay, target: &Path) -> Result<()> {
         Err(Errno::EINVAL | Errno::ENOSYS | Errno::EPERM) => mount_with_options(overlay, target),
         Err(error) => Err(context("assembling", "the container's layers")(error)),
     }
+}
+
+/// Since Linux 6.5 an overlay takes its layers by one call for each, with no limit to how many
+/// there are. Asking an older kernel for it would leave a line in its log at each start.
+fn takes_layers_one_by_one() -> bool {
+    let release = uname().ok();
+    let release = release.as_ref().and_then(|host| host.release().to_str());
+    // A release that can't be read is tried: the old way is fallen back to.
+    release
+        .and_then(version)
+        .is_none_or(|version| version >= (6, 5))
+}
+
+/// `(6, 1)` of `6.1.0-13-cloud-amd64`.
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
 fn assemble(overlay: &Overlay) -> nix::Result<OwnedFd> {
@@ -137,4 +157,17 @@ fn owned(result: libc::c_long) -> nix::Result<OwnedFd> {
     let fd = Errno::result(result)? as i32;
     // SAFETY: the kernel has just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_release_tells_its_version() {
+        assert_eq!(version("6.1.0-13-cloud-amd64"), Some((6, 1)));
+        assert_eq!(version("6.18.5+"), Some((6, 18)));
+        assert_eq!(version("rolling"), None);
+        assert!(version("10.0").unwrap() > version("6.5.1").unwrap());
+    }
 }

@@ -63,8 +63,8 @@ async fn each_container_has_its_own_view_in_the_pods_namespaces() {
 async fn the_default_is_confined() {
     let node = Node::new().await;
     let script = "cat /proc/self/status; mount -t tmpfs none /tmp 2>&1; unshare -m true 2>&1; \
-                  echo x 2>&1 > /proc/sys/kernel/hostname; cat /proc/kcore | wc -c; cat /proc/timer_list; \
-                  ls /sys/firmware | wc -l; touch /sys/x 2>&1; touch /file && echo writable; \
+                  echo x 2>&1 > /proc/sys/kernel/hostname; cat /proc/kcore 2>/dev/null | wc -c; cat /proc/timer_list; \
+                  ls /sys/firmware 2>/dev/null | wc -l; touch /sys/x 2>&1; touch /file && echo writable; \
                   ls /dev | tr '\\n' ' '; mknod /tmp/sda b 8 0 && cat /tmp/sda 2>&1 | head -c 100";
     let text = say(&node, script, json!({})).await;
     // The 14 capabilities of Docker's default set.

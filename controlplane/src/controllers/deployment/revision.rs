@@ -167,7 +167,7 @@ pub(super) fn annotate_sizes(set: &mut ObjectMeta, deployment: &Deployment) -> b
 }
 
 /// The names of the old sets beyond the history limit, the oldest revisions first. Sets that
-/// still have pods, or whose status is behind, are kept for now.
+/// still have pods, or whose status is behind, stay until the next look.
 pub(super) fn superfluous(deployment: &Deployment, old: &[ReplicaSet]) -> Vec<String> {
     let limit = match deployment.spec.revision_history_limit {
         Some(limit) if limit != i32::MAX => usize::try_from(limit).unwrap_or(0),
