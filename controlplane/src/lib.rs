@@ -7,6 +7,7 @@ pub mod admission;
 pub mod api;
 pub mod auth;
 pub mod cache;
+pub mod cidr;
 pub mod controllers;
 pub mod resources;
 pub mod scheduler;
@@ -17,7 +18,7 @@ pub mod store;
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,6 +35,7 @@ use auth::UserInfo;
 use auth::pki::{Pki, PkiError};
 use auth::tokens::{TokenError, Tokens};
 use cache::{Cache, CacheWriter};
+use cidr::Cidr;
 use controllers::Informers;
 use resources::Registry;
 pub use server::BindError;
@@ -49,16 +51,31 @@ pub struct Config {
     pub listen: Option<SocketAddr>,
     /// Names and addresses by which clients reach the API, beside those that always hold.
     pub host_names: Vec<String>,
+    /// The address by which pods and other nodes reach the API: the `kubernetes` Service leads
+    /// there. Where `listen` does not cover it, the API listens there as well, on the same port,
+    /// for the cluster's pods and this host alone.
+    pub advertise: Option<Ipv4Addr>,
+    /// The block that the nodes' pods get their addresses from.
+    pub cluster_cidr: Cidr,
+    /// The block that Services get their cluster addresses from.
+    pub service_cidr: Cidr,
     /// Whether the controllers and the scheduler run too.
     pub controllers: bool,
 }
 
+pub const CLUSTER_CIDR: Cidr = Cidr::containing(Ipv4Addr::new(10, 42, 0, 0), 16);
+pub const SERVICE_CIDR: Cidr = Cidr::containing(Ipv4Addr::new(10, 43, 0, 0), 16);
+
 impl Config {
+    /// With the default blocks, which no other cluster that can be reached from here may use.
     pub fn new(data_dir: impl Into<PathBuf>, listen: Option<SocketAddr>) -> Self {
         Self {
             data_dir: data_dir.into(),
             listen,
             host_names: Vec::new(),
+            advertise: None,
+            cluster_cidr: CLUSTER_CIDR,
+            service_cidr: SERVICE_CIDR,
             controllers: true,
         }
     }
@@ -246,11 +263,13 @@ fn host_names(config: &Config, local_addr: Option<SocketAddr>) -> Vec<String> {
         "kubernetes.default",
         "kubernetes.default.svc",
         "kubernetes.default.svc.cluster.local",
-        // The first address of the services' range.
-        "10.43.0.1",
     ]
     .map(str::to_string)
     .to_vec();
+    // The `kubernetes` Service has the first address of its block.
+    let service = config.service_cidr.nth(1);
+    let own = service.into_iter().chain(config.advertise);
+    names.extend(own.map(|address| address.to_string()));
     let host = nix::unistd::gethostname().ok();
     names.extend(host.and_then(|name| name.into_string().ok()));
     let listen = local_addr.map(|address| address.ip());
