@@ -42,7 +42,7 @@ enum Member {
 
 impl Source {
     /// Opens a directory or a tar file; one that is compressed is first expanded into `scratch`.
-    pub(crate) fn open(path: &Path, scratch: &mut Ingest<'_>) -> Result<Self, Error> {
+    pub(crate) fn open(path: &Path, scratch: &mut Ingest) -> Result<Self, Error> {
         let read = || Error::io(format!("read {}", path.display()));
         let file = File::open(path).map_err(read())?;
         let parts = match file.metadata().map_err(read())?.is_dir() {
@@ -120,7 +120,7 @@ fn open_beneath(directory: &File, name: &str) -> io::Result<File> {
     Ok(openat2(directory, name, how)?.into())
 }
 
-fn plain_file(path: &Path, file: File, scratch: &mut Ingest<'_>) -> Result<File, Error> {
+fn plain_file(path: &Path, file: File, scratch: &mut Ingest) -> Result<File, Error> {
     let read = || Error::io(format!("read {}", path.display()));
     let mut reader = BufReader::with_capacity(128 * 1024, file);
     if Packing::of(reader.fill_buf().map_err(read())?) == Packing::Plain {

@@ -24,7 +24,7 @@ use crate::{Digest, Error, Image, Reference};
 const ATTEMPTS: u32 = 5;
 
 pub(crate) fn import(
-    disk: &Disk,
+    disk: &Arc<Disk>,
     path: &Path,
     names: &[Reference],
 ) -> Result<Vec<Arc<Image>>, Error> {
@@ -54,7 +54,7 @@ fn added(disk: &Disk, named: &[(Named, Parsed)]) -> Result<Vec<Arc<Image>>, Erro
 }
 
 fn stage(
-    ingest: &mut Ingest<'_>,
+    ingest: &mut Ingest,
     source: &Source,
     names: &[Reference],
 ) -> Result<Vec<(Named, Parsed)>, Error> {
@@ -81,7 +81,7 @@ fn stage(
 
 /// Stages all blobs of one image. Those of `docker save` are staged already, because only
 /// reading them tells what they are called.
-fn stage_image(ingest: &mut Ingest<'_>, source: &Source, named: &Named) -> Result<Parsed, Error> {
+fn stage_image(ingest: &mut Ingest, source: &Source, named: &Named) -> Result<Parsed, Error> {
     let name = named.reference.to_string();
     let parsed = image::parse(&name, &named.target, &mut |digest| {
         stage_json(ingest, source, &name, digest)
@@ -142,7 +142,7 @@ fn check(
 }
 
 fn stage_json(
-    ingest: &mut Ingest<'_>,
+    ingest: &mut Ingest,
     source: &Source,
     image: &str,
     digest: Digest,
@@ -268,7 +268,7 @@ fn parse_tags(entries: &[DockerEntry]) -> Result<Vec<Reference>, Error> {
 }
 
 fn named_by_docker(
-    ingest: &mut Ingest<'_>,
+    ingest: &mut Ingest,
     source: &Source,
     entries: &[DockerEntry],
     overrides: &[Reference],
@@ -300,7 +300,7 @@ fn named_by_docker(
 
 /// Stages an image of a `docker save` archive and makes the manifest that it lacks.
 fn stage_docker(
-    ingest: &mut Ingest<'_>,
+    ingest: &mut Ingest,
     source: &Source,
     entry: &DockerEntry,
     name: &str,
@@ -360,7 +360,7 @@ fn stage_docker(
 }
 
 fn stage_docker_layer(
-    ingest: &mut Ingest<'_>,
+    ingest: &mut Ingest,
     source: &Source,
     name: &str,
     path: &str,

@@ -21,6 +21,8 @@ pub(crate) struct Disk {
     root: PathBuf,
     limits: Limits,
     cache: Mutex<Option<Cache>>,
+    /// One commit at a time in this process; between processes there is [`Disk::lock`].
+    pub(super) committing: Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -43,6 +45,7 @@ impl Disk {
             root: root.to_owned(),
             limits,
             cache: Mutex::new(None),
+            committing: Mutex::new(()),
         };
         // Layers hold setuid programs of other systems: nobody else may reach them.
         for directory in [

@@ -1,10 +1,15 @@
 //! Content on its way into the store: staged apart, then committed all at once.
+//!
+//! An archive is staged in one [`Ingest`]. A pull has one for each layer, because layers come at
+//! the same time and one that several images have is fetched once: [`Ingest::include`] puts them
+//! together before the commit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, BufReader, Read, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
 
 use nix::fcntl::{Flock, FlockArg};
 use oci_spec::image::Descriptor;
@@ -20,8 +25,8 @@ use crate::unpack::{self, UnpackError, Unpacked};
 use crate::{Digest, Error, Limits};
 
 /// A staging directory. Dropping it removes what was not committed.
-pub(crate) struct Ingest<'a> {
-    disk: &'a Disk,
+pub(crate) struct Ingest {
+    disk: Arc<Disk>,
     directory: TempDir,
     /// Tells others that somebody is still at work here.
     _lock: Flock<File>,
@@ -29,6 +34,8 @@ pub(crate) struct Ingest<'a> {
     layers: BTreeMap<Digest, Unpacked>,
     /// What is in the store already and must still be when this is committed.
     reused: BTreeSet<PathBuf>,
+    /// Finished staging directories, whose content is committed with this one's.
+    included: Vec<Arc<Ingest>>,
     temporary: u64,
 }
 
@@ -47,8 +54,8 @@ pub(crate) enum Commit {
     Raced,
 }
 
-impl<'a> Ingest<'a> {
-    pub(crate) fn begin(disk: &'a Disk) -> Result<Self, Error> {
+impl Ingest {
+    pub(crate) fn begin(disk: &Arc<Disk>) -> Result<Self, Error> {
         let doing = || format!("stage in {}", disk.ingest_dir().display());
         // Under the store's lock, so that nobody takes it for abandoned before it is locked.
         let _store = disk.lock()?;
@@ -57,12 +64,13 @@ impl<'a> Ingest<'a> {
             .and_then(|lock| lock.ok_or_else(|| io::ErrorKind::WouldBlock.into()))
             .map_err(Error::io(doing()))?;
         Ok(Self {
-            disk,
+            disk: Arc::clone(disk),
             directory,
             _lock: lock,
             blobs: BTreeSet::new(),
             layers: BTreeMap::new(),
             reused: BTreeSet::new(),
+            included: Vec::new(),
             temporary: 0,
         })
     }
@@ -87,14 +95,30 @@ impl<'a> Ingest<'a> {
         Ok((path, file))
     }
 
+    /// Commits what is staged there too. Another commit may do the same: whichever is first
+    /// moves the content, and it serves both.
+    pub(crate) fn include(&mut self, other: Arc<Ingest>) {
+        self.included.push(other);
+    }
+
+    /// This staging directory and those included.
+    fn all(&self) -> impl Iterator<Item = &Self> {
+        std::iter::once(self).chain(self.included.iter().map(Arc::as_ref))
+    }
+
     /// Whether a blob needs not be staged again.
     pub(crate) fn has_blob(&mut self, digest: Digest) -> bool {
-        self.blobs.contains(&digest) || self.reuse(self.disk.blob_path(digest))
+        self.has_staged_blob(digest) || self.reuse(self.disk.blob_path(digest))
     }
 
     /// Whether a layer needs not be unpacked again.
     pub(crate) fn has_layer(&mut self, diff_id: Digest) -> bool {
-        self.layers.contains_key(&diff_id) || self.reuse(self.disk.layer_path(diff_id))
+        self.all().any(|part| part.layers.contains_key(&diff_id))
+            || self.reuse(self.disk.layer_path(diff_id))
+    }
+
+    fn has_staged_blob(&self, digest: Digest) -> bool {
+        self.all().any(|part| part.blobs.contains(&digest))
     }
 
     fn reuse(&mut self, path: PathBuf) -> bool {
@@ -230,41 +254,51 @@ impl<'a> Ingest<'a> {
 
     /// Where a layer is now, staged or in the store.
     pub(super) fn layer_fs(&self, diff_id: Digest) -> PathBuf {
-        match self.layers.contains_key(&diff_id) {
-            true => self.staged_layer(diff_id),
-            false => self.disk.layer_path(diff_id),
-        }
-        .join("fs")
+        let staged = self
+            .all()
+            .filter(|part| part.layers.contains_key(&diff_id))
+            .map(|part| part.staged_layer(diff_id))
+            // Another commit that includes the same part may have moved it.
+            .find(|path| path.exists());
+        staged
+            .unwrap_or_else(|| self.disk.layer_path(diff_id))
+            .join("fs")
     }
 
     pub(super) fn unpacked(&self, diff_id: Digest) -> Result<Unpacked, Error> {
-        match self.layers.get(&diff_id) {
+        match self.all().find_map(|part| part.layers.get(&diff_id)) {
             Some(unpacked) => Ok(unpacked.clone()),
-            None => super::image::read_unpacked(self.disk, diff_id),
+            None => super::image::read_unpacked(&self.disk, diff_id),
         }
     }
 
     /// Puts all that is staged into the store and gives the images their names, or does nothing.
     pub(crate) fn commit(self, images: &[(Named, Parsed)]) -> Result<Commit, Error> {
+        // Included parts may be another commit's too, and stay where they are until this ends.
+        let _turn = self
+            .disk
+            .committing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let mut moves: Vec<(PathBuf, PathBuf)> = Vec::new();
         for (_, parsed) in images {
-            moves.extend(parents::stage(self.disk, &self, &parsed.diff_ids()?)?);
+            match parents::stage(&self.disk, &self, &parsed.diff_ids()?) {
+                Ok(parents) => moves.extend(parents),
+                Err(_) if self.lost() => return Ok(Commit::Raced),
+                Err(error) => return Err(error),
+            }
         }
-        moves.extend(
-            self.layers
-                .keys()
-                .map(|id| (self.staged_layer(*id), self.disk.layer_path(*id))),
-        );
-        moves.extend(
-            self.blobs
-                .iter()
-                .map(|id| (self.staged_blob(*id), self.disk.blob_path(*id))),
-        );
+        for part in self.all() {
+            let layers = part.layers.keys();
+            moves.extend(layers.map(|id| (part.staged_layer(*id), self.disk.layer_path(*id))));
+            let blobs = part.blobs.iter();
+            moves.extend(blobs.map(|id| (part.staged_blob(*id), self.disk.blob_path(*id))));
+        }
         sync_file_system(self.directory.path())
             .map_err(Error::io("write the image to the disk"))?;
 
         let lock = self.disk.lock()?;
-        if self.reused.iter().any(|path| !path.exists()) {
+        if self.lost() {
             return Ok(Commit::Raced);
         }
         for (from, to) in &moves {
@@ -291,6 +325,17 @@ impl<'a> Ingest<'a> {
         names.sort_by(|a, b| a.reference.cmp(&b.reference));
         self.disk.write_index(&lock, &names)?;
         Ok(Commit::Done)
+    }
+
+    /// Whether something is gone that this relies on.
+    fn lost(&self) -> bool {
+        let moved = |staged: PathBuf, stored: PathBuf| !staged.exists() && !stored.exists();
+        self.reused.iter().any(|path| !path.exists())
+            || self.included.iter().any(|part| {
+                let blob = |id: &Digest| moved(part.staged_blob(*id), self.disk.blob_path(*id));
+                let layer = |id: &Digest| moved(part.staged_layer(*id), self.disk.layer_path(*id));
+                part.blobs.iter().any(blob) || part.layers.keys().any(layer)
+            })
     }
 
     pub(super) fn new_directory(&self, name: &str) -> Result<PathBuf, Error> {

@@ -158,9 +158,9 @@ impl Store {
         .await
     }
 
-    async fn run<T: Send + 'static>(
+    pub(crate) async fn run<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Disk) -> Result<T, Error> + Send + 'static,
+        work: impl FnOnce(&Arc<Disk>) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let disk = Arc::clone(&self.disk);
         blocking(move || work(&disk)).await

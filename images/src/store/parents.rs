@@ -30,7 +30,7 @@ pub(super) fn chain_id(below: Option<Digest>, diff_id: Digest) -> Digest {
 /// Makes what an image's layers need. Gives pairs of staged and final paths.
 pub(super) fn stage(
     disk: &Disk,
-    ingest: &Ingest<'_>,
+    ingest: &Ingest,
     diff_ids: &[Digest],
 ) -> Result<Vec<(PathBuf, PathBuf)>, Error> {
     let mut moves = Vec::new();
