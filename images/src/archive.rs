@@ -233,12 +233,20 @@ impl Packing {
     }
 }
 
+/// The largest zstd window that is accepted: 2^27 bytes are as much as `zstd --ultra -22` asks for,
+/// and all the memory that a hostile layer can ask for.
+const ZSTD_WINDOW_LOG: u32 = 27;
+
 /// Unpacks gzip and zstd while reading, and passes anything else on.
 pub(crate) fn decompress<'a>(mut reader: impl BufRead + 'a) -> io::Result<Box<dyn Read + 'a>> {
     Ok(match Packing::of(reader.fill_buf()?) {
         Packing::Plain => Box::new(reader),
         Packing::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(reader)),
-        Packing::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(reader)?),
+        Packing::Zstd => {
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(reader)?;
+            decoder.window_log_max(ZSTD_WINDOW_LOG)?;
+            Box::new(decoder)
+        }
     })
 }
 

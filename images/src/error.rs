@@ -47,6 +47,14 @@ pub enum Error {
         layer: Digest,
         source: UnpackError,
     },
+    #[error(
+        "{image}: its layers together unpack to more than the {bytes} bytes or {entries} files allowed"
+    )]
+    TooLarge {
+        image: String,
+        bytes: u64,
+        entries: u64,
+    },
     #[error("no such image: {0}")]
     NotFound(String),
     #[error("{0} could mean several images: give more digits")]

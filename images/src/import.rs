@@ -73,6 +73,7 @@ fn stage(
     images
         .into_iter()
         .map(|named| {
+            ingest.begin_image();
             let parsed = stage_image(ingest, source, &named)?;
             Ok((named, parsed))
         })

@@ -120,6 +120,17 @@ impl Disk {
         self.parents_dir().join(chain_id.hex())
     }
 
+    /// Whether content that is in its place can be used: somebody may have taken parts of it away.
+    pub(super) fn is_whole(&self, path: &Path) -> bool {
+        if path.starts_with(self.layers_dir()) {
+            path.join("fs").is_dir() && path.join("layer.json").is_file()
+        } else if path.starts_with(self.parents_dir()) {
+            path.join("fs").is_dir()
+        } else {
+            path.exists()
+        }
+    }
+
     /// Waits for its turn to change the store.
     pub(crate) fn lock(&self) -> Result<Exclusive, Error> {
         Exclusive::take(&self.root.join("lock"))

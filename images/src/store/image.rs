@@ -1,7 +1,7 @@
 //! An image of the store: what its manifest and configuration say, and where its layers are.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest, MediaType};
@@ -273,20 +273,25 @@ fn layer_paths(disk: &Disk, image: &str, parsed: &Parsed) -> Result<Vec<PathBuf>
         }
         let fs = layer.join("fs");
         if !fs.is_dir() {
-            return Err(Error::malformed(
-                image,
-                format!("layer {diff_id} is not unpacked"),
-            ));
+            return Err(missing(image, &fs));
         }
+        let below = !paths.is_empty();
         paths.push(fs);
         let chain_id = parents::chain_id(chain, diff_id);
         chain = Some(chain_id);
-        let parents = disk.parents_path(chain_id).join("fs");
-        if !about.implied.is_empty() && parents.is_dir() {
+        if parents::are_needed(&about, below) {
+            let parents = disk.parents_path(chain_id).join("fs");
+            if !parents.is_dir() {
+                return Err(missing(image, &parents));
+            }
             paths.push(parents);
         }
     }
     Ok(paths)
+}
+
+fn missing(image: &str, path: &Path) -> Error {
+    Error::malformed(image, format!("{} is missing", path.display()))
 }
 
 pub(super) fn read_unpacked(disk: &Disk, diff_id: Digest) -> Result<Unpacked, Error> {

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, File};
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, Read};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
@@ -18,11 +18,10 @@ use tempfile::TempDir;
 use super::disk::{Disk, sync_directory};
 use super::image::Parsed;
 use super::index::Named;
+use super::layer::{self, Passed};
 use super::parents;
-use crate::archive::decompress;
-use crate::digest::DigestReader;
-use crate::unpack::{self, UnpackError, Unpacked};
-use crate::{Digest, Error, Limits};
+use crate::unpack::{Budget, UnpackError, Unpacked};
+use crate::{Digest, Error};
 
 /// A staging directory. Dropping it removes what was not committed.
 pub(crate) struct Ingest {
@@ -34,6 +33,7 @@ pub(crate) struct Ingest {
     layers: BTreeMap<Digest, Unpacked>,
     /// What is in the store already and must still be when this is committed.
     reused: BTreeSet<PathBuf>,
+    budget: Arc<Budget>,
     /// Finished staging directories, whose content is committed with this one's.
     included: Vec<Arc<Ingest>>,
     temporary: u64,
@@ -70,6 +70,7 @@ impl Ingest {
             blobs: BTreeSet::new(),
             layers: BTreeMap::new(),
             reused: BTreeSet::new(),
+            budget: Arc::new(Budget::new(disk.limits())),
             included: Vec::new(),
             temporary: 0,
         })
@@ -113,8 +114,20 @@ impl Ingest {
 
     /// Whether a layer needs not be unpacked again.
     pub(crate) fn has_layer(&mut self, diff_id: Digest) -> bool {
+        let path = self.disk.layer_path(diff_id);
         self.all().any(|part| part.layers.contains_key(&diff_id))
-            || self.reuse(self.disk.layer_path(diff_id))
+            || (self.disk.is_whole(&path) && self.reuse(path))
+    }
+
+    /// Counts what is unpacked from now on as one image's.
+    pub(crate) fn begin_image(&mut self) {
+        self.budget = Arc::new(Budget::new(self.disk.limits()));
+    }
+
+    /// Counts what is unpacked here as that image's whose budget this is: its layers may come in
+    /// several staging directories.
+    pub(crate) fn share_budget(&mut self, budget: &Arc<Budget>) {
+        self.budget = Arc::clone(budget);
     }
 
     fn has_staged_blob(&self, digest: Digest) -> bool {
@@ -176,25 +189,22 @@ impl Ingest {
         let tree_path = self.temporary("unpacking");
         let doing = format!("write {}", blob_path.display());
         let file = File::create_new(&blob_path).map_err(Error::io(&doing))?;
-        let mut blob = DigestReader::new(Tee { source, copy: file });
-        let layer_error = |source: UnpackError| Error::Layer {
-            image: image.to_owned(),
-            layer: label,
-            source,
+        let tree = match unpacked_already {
+            true => None,
+            false => Some(make_tree(&tree_path)?),
         };
-        let read_error = |source: io::Error| layer_error(UnpackError::Read(source));
-        let (diff_id, unpacked) = {
-            let plain = decompress(BufReader::with_capacity(128 * 1024, &mut blob));
-            let mut plain = DigestReader::new(plain.map_err(read_error)?);
-            let unpacked = match unpacked_already {
-                true => None,
-                false => Some(
-                    unpack_to(&mut plain, &tree_path, self.disk.limits())?.map_err(layer_error)?,
-                ),
-            };
-            (plain.finish().map_err(read_error)?.0, unpacked)
-        };
-        let (digest, size) = blob.finish().map_err(read_error)?;
+        let Passed {
+            blob: digest,
+            size,
+            diff_id,
+            unpacked,
+        } = layer::pass(source, Some(file), tree.as_deref(), &self.budget).map_err(|source| {
+            Error::Layer {
+                image: image.to_owned(),
+                layer: label,
+                source,
+            }
+        })?;
         if let Some(unpacked) = unpacked {
             self.keep_layer(diff_id, &tree_path, unpacked)?;
         }
@@ -219,20 +229,19 @@ impl Ingest {
             true => self.staged_blob(digest),
             false => self.disk.blob_path(digest),
         };
-        let layer_error = |source: UnpackError| Error::Layer {
-            image: image.to_owned(),
-            layer: digest,
-            source,
-        };
-        let read_error = |source: io::Error| layer_error(UnpackError::Read(source));
-        let file = File::open(&blob_path).map_err(read_error)?;
-        let plain = decompress(BufReader::with_capacity(128 * 1024, file)).map_err(read_error)?;
-        let mut plain = DigestReader::new(plain);
-        let unpacked =
-            unpack_to(&mut plain, &tree_path, self.disk.limits())?.map_err(layer_error)?;
-        let (diff_id, _) = plain.finish().map_err(read_error)?;
-        self.keep_layer(diff_id, &tree_path, unpacked)?;
-        Ok(diff_id)
+        let tree = make_tree(&tree_path)?;
+        let passed = File::open(&blob_path)
+            .map_err(UnpackError::Read)
+            .and_then(|blob| layer::pass(blob, None, Some(&tree), &self.budget))
+            .map_err(|source| Error::Layer {
+                image: image.to_owned(),
+                layer: digest,
+                source,
+            })?;
+        if let Some(unpacked) = passed.unpacked {
+            self.keep_layer(passed.diff_id, &tree_path, unpacked)?;
+        }
+        Ok(passed.diff_id)
     }
 
     fn keep_layer(
@@ -281,8 +290,11 @@ impl Ingest {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let mut moves: Vec<(PathBuf, PathBuf)> = Vec::new();
-        for (_, parsed) in images {
-            match parents::stage(&self.disk, &self, &parsed.diff_ids()?) {
+        for (named, parsed) in images {
+            match self
+                .check_size(named, &parsed.diff_ids()?)
+                .and_then(|()| parents::stage(&self.disk, &self, &parsed.diff_ids()?))
+            {
                 Ok(parents) => moves.extend(parents),
                 Err(_) if self.lost() => return Ok(Commit::Raced),
                 Err(error) => return Err(error),
@@ -302,7 +314,8 @@ impl Ingest {
             return Ok(Commit::Raced);
         }
         for (from, to) in &moves {
-            if !to.exists() {
+            if !self.disk.is_whole(to) {
+                self.put_aside(to)?;
                 fs::rename(from, to).map_err(Error::io(format!("make {}", to.display())))?;
             }
         }
@@ -325,6 +338,34 @@ impl Ingest {
         names.sort_by(|a, b| a.reference.cmp(&b.reference));
         self.disk.write_index(&lock, &names)?;
         Ok(Commit::Done)
+    }
+
+    /// All layers of an image together, also those that were here before.
+    fn check_size(&self, named: &Named, diff_ids: &[Digest]) -> Result<(), Error> {
+        let limits = self.disk.limits();
+        let budget = Budget::new(limits);
+        for diff_id in diff_ids {
+            let unpacked = self.unpacked(*diff_id)?;
+            budget
+                .take_layer(unpacked.bytes, unpacked.entries)
+                .map_err(|_| Error::TooLarge {
+                    image: named.reference.to_string(),
+                    bytes: limits.bytes,
+                    entries: limits.entries,
+                })?;
+        }
+        Ok(())
+    }
+
+    /// Takes away what somebody damaged, so that it can be put there again.
+    fn put_aside(&self, damaged: &Path) -> Result<(), Error> {
+        let Some(name) = damaged.file_name().filter(|_| damaged.exists()) else {
+            return Ok(());
+        };
+        let to = self.directory.path().join("damaged").join(name);
+        fs::create_dir_all(self.directory.path().join("damaged"))
+            .and_then(|()| fs::rename(damaged, to))
+            .map_err(Error::io(format!("replace {}", damaged.display())))
     }
 
     /// Whether something is gone that this relies on.
@@ -352,11 +393,8 @@ fn bare(descriptor: &Descriptor) -> Descriptor {
     descriptor
 }
 
-fn unpack_to(
-    stream: impl Read,
-    layer: &Path,
-    limits: Limits,
-) -> Result<Result<Unpacked, UnpackError>, Error> {
+/// An empty directory for a layer's files, in a directory for all that belongs to the layer.
+fn make_tree(layer: &Path) -> Result<PathBuf, Error> {
     let fs = layer.join("fs");
     make_directory(layer)
         .and_then(|()| make_directory(&fs))
@@ -364,7 +402,7 @@ fn unpack_to(
             fs::set_permissions(&fs, std::os::unix::fs::PermissionsExt::from_mode(0o755))
         })
         .map_err(Error::io(format!("make {}", fs.display())))?;
-    Ok(unpack::unpack(stream, &fs, limits))
+    Ok(fs)
 }
 
 fn make_directory(path: &Path) -> io::Result<()> {
@@ -383,18 +421,4 @@ pub(super) fn lock_directory(path: &Path) -> io::Result<Option<Flock<File>>> {
 /// One call for thousands of files; each on its own would wait for the disk.
 fn sync_file_system(path: &Path) -> io::Result<()> {
     Ok(nix::unistd::syncfs(File::open(path)?)?)
-}
-
-/// Writes what is read to a file.
-struct Tee<R> {
-    source: R,
-    copy: File,
-}
-
-impl<R: Read> Read for Tee<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.source.read(buffer)?;
-        self.copy.write_all(&buffer[..read])?;
-        Ok(read)
-    }
 }

@@ -21,6 +21,7 @@ pub(crate) mod disk;
 pub(crate) mod image;
 pub(crate) mod index;
 pub(crate) mod ingest;
+mod layer;
 mod lease;
 mod lock;
 mod parents;
@@ -51,7 +52,7 @@ impl Store {
         Self::open_with(root, Limits::default()).await
     }
 
-    /// As [`Store::open`], with bounds on what one layer may unpack to.
+    /// As [`Store::open`], with bounds on what one image may unpack to.
     pub async fn open_with(root: impl Into<PathBuf>, limits: Limits) -> Result<Self, Error> {
         let root = root.into();
         let disk = blocking(move || Disk::open(&root, limits)).await?;

@@ -17,6 +17,7 @@ use nix::sys::time::TimeSpec;
 
 use super::disk::Disk;
 use super::ingest::Ingest;
+use crate::unpack::Unpacked;
 use crate::{Digest, Error};
 
 /// The name of a layer on top of those below.
@@ -25,6 +26,11 @@ pub(super) fn chain_id(below: Option<Digest>, diff_id: Digest) -> Digest {
         None => diff_id,
         Some(below) => Digest::of(format!("{below} {diff_id}").as_bytes()),
     }
+}
+
+/// Whether a layer on top of others needs such a directory.
+pub(super) fn are_needed(unpacked: &Unpacked, below: bool) -> bool {
+    below && !unpacked.implied.is_empty()
 }
 
 /// Makes what an image's layers need. Gives pairs of staged and final paths.
@@ -47,7 +53,7 @@ pub(super) fn stage(
         let to = disk.parents_path(chain_id);
         let layer = ingest.layer_fs(*diff_id);
         let mut parents = None;
-        if !unpacked.implied.is_empty() && !below.is_empty() {
+        if are_needed(&unpacked, !below.is_empty()) {
             let staged =
                 ingest.new_directory(&format!("parents-{}-{}", moves.len(), chain_id.hex()))?;
             let fs = staged.join("fs");

@@ -20,20 +20,24 @@ use super::metadata::{Metadata, Node};
 use super::name::{Components, Name};
 use super::stream::Entry;
 use super::tree::{Tree, Unreachable, is_whiteout, kind, lstat};
-use super::{Limits, UnpackError, Unpacked};
+use super::{Budget, UnpackError, Unpacked};
 
 const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
 const COPY_BUFFER: usize = 128 * 1024;
+/// Of directories' paths, in bytes: that of the largest images in use is a tenth of it.
+const REMEMBERED_MAX: usize = 128 << 20;
 /// The file system's block: a shorter run of zeros is no hole.
 const HOLE_MIN: usize = 4096;
 
 /// A layer that is being unpacked.
-pub(super) struct Layer {
+pub(super) struct Layer<'a> {
     tree: Tree,
-    limits: Limits,
+    budget: &'a Budget,
     done: Unpacked,
     /// Set at the end: making a file in a directory changes the directory's time.
     directory_times: Vec<(PathBuf, TimeSpec)>,
+    /// Bytes of directories' paths that are kept.
+    remembered: usize,
     buffer: Vec<u8>,
 }
 
@@ -43,6 +47,7 @@ enum Problem {
     Write(&'static str, io::Error),
     Read(io::Error),
     TooLarge,
+    TooMany,
 }
 
 impl From<Unreachable> for Problem {
@@ -58,13 +63,14 @@ fn write<E: Into<io::Error>>(doing: &'static str) -> impl FnOnce(E) -> Problem {
     move |error| Problem::Write(doing, error.into())
 }
 
-impl Layer {
-    pub(super) fn new(tree: Tree, limits: Limits) -> Self {
+impl<'a> Layer<'a> {
+    pub(super) fn new(tree: Tree, budget: &'a Budget) -> Self {
         Self {
             tree,
-            limits,
+            budget,
             done: Unpacked::default(),
             directory_times: Vec::new(),
+            remembered: 0,
             buffer: vec![0; COPY_BUFFER],
         }
     }
@@ -75,13 +81,12 @@ impl Layer {
         entry: &Entry,
         content: &mut impl Read,
     ) -> Result<(), UnpackError> {
+        let limits = self.budget.limits();
+        self.budget.take_entry().map_err(|_| UnpackError::TooMany {
+            entry: entry.shown(),
+            limit: limits.entries,
+        })?;
         self.done.entries += 1;
-        if self.done.entries > self.limits.entries {
-            return Err(UnpackError::TooMany {
-                entry: entry.shown(),
-                limit: self.limits.entries,
-            });
-        }
         self.apply_named(entry, content).map_err(|problem| {
             let entry = entry.shown();
             match problem {
@@ -92,9 +97,13 @@ impl Layer {
                     source,
                 },
                 Problem::Read(source) => UnpackError::Read(source),
+                Problem::TooMany => UnpackError::TooMany {
+                    entry,
+                    limit: limits.entries,
+                },
                 Problem::TooLarge => UnpackError::TooLarge {
                     entry,
-                    limit: self.limits.bytes,
+                    limit: limits.bytes,
                 },
             }
         })
@@ -107,7 +116,7 @@ impl Layer {
             Name::Opaque { directory } => self.opaque(&directory),
             Name::Whiteout { parent, file } => self.whiteout(&parent, &file),
             Name::Path { parent, file } => {
-                let directory = self.tree.ensure(&parent)?;
+                let directory = self.ensure(&parent)?;
                 let metadata = Metadata::of(entry).map_err(Problem::Refused)?;
                 match entry.kind {
                     EntryType::Directory => self.directory(&parent, &directory, &file, &metadata),
@@ -117,6 +126,30 @@ impl Layer {
                     }
                 }
             }
+        }
+    }
+
+    /// The directory that an entry belongs into. What is missing on the way counts as entries too.
+    fn ensure(&mut self, path: &Components) -> Result<Rc<OwnedFd>, Problem> {
+        let before = self.tree.made();
+        let directory = self.tree.ensure(path)?;
+        let made = self.tree.made();
+        for _ in before.count..made.count {
+            self.budget.take_entry().map_err(|_| Problem::TooMany)?;
+            self.done.entries += 1;
+        }
+        self.remember(made.paths - before.paths)?;
+        Ok(directory)
+    }
+
+    /// Bounds what is kept in memory until the end.
+    fn remember(&mut self, path: usize) -> Result<(), Problem> {
+        self.remembered += path;
+        match self.remembered > REMEMBERED_MAX {
+            true => Err(Problem::Refused(format!(
+                "the names of the layer's directories take more than {REMEMBERED_MAX} bytes"
+            ))),
+            false => Ok(()),
         }
     }
 
@@ -140,12 +173,12 @@ impl Layer {
             self.done.opaque_root = true;
             return Ok(());
         }
-        let directory = self.tree.ensure(directory)?;
+        let directory = self.ensure(directory)?;
         set_opaque(&directory)
     }
 
     fn whiteout(&mut self, parent: &Components, file: &OsStr) -> Result<(), Problem> {
-        let directory = self.tree.ensure(parent)?;
+        let directory = self.ensure(parent)?;
         match lstat(&directory, file).map_err(write("look at it"))? {
             None => mknodat(
                 &*directory,
@@ -189,6 +222,7 @@ impl Layer {
             .set_on(made.as_fd(), Node::Other)
             .map_err(write("set its owner, mode and attributes"))?;
         let path = parent.to_path().join(file);
+        self.remember(path.as_os_str().len())?;
         self.tree.declared(&path);
         self.directory_times.push((path, metadata.mtime()));
         Ok(())
@@ -196,7 +230,7 @@ impl Layer {
 
     fn node(
         &mut self,
-        directory: &Rc<OwnedFd>,
+        directory: &OwnedFd,
         file: &OsStr,
         metadata: &Metadata<'_>,
         entry: &Entry,
@@ -213,9 +247,9 @@ impl Layer {
                     "a symbolic link without a target".to_owned(),
                 ));
             }
-            EntryType::Symlink => symlinkat(OsStr::from_bytes(&entry.link), &**directory, file)
+            EntryType::Symlink => symlinkat(OsStr::from_bytes(&entry.link), directory, file)
                 .map_err(write("make a symbolic link"))?,
-            EntryType::Fifo => mknodat(&**directory, file, SFlag::S_IFIFO, Mode::empty(), 0)
+            EntryType::Fifo => mknodat(directory, file, SFlag::S_IFIFO, Mode::empty(), 0)
                 .map_err(write("make a FIFO"))?,
             EntryType::Char => device(directory, file, SFlag::S_IFCHR, entry)?,
             EntryType::Block => device(directory, file, SFlag::S_IFBLK, entry)?,
@@ -246,9 +280,9 @@ impl Layer {
         entry: &Entry,
         content: &mut impl Read,
     ) -> Result<(), Problem> {
-        if entry.size > self.limits.bytes.saturating_sub(self.done.bytes) {
-            return Err(Problem::TooLarge);
-        }
+        self.budget
+            .take_bytes(entry.size)
+            .map_err(|_| Problem::TooLarge)?;
         self.done.bytes += entry.size;
         let flags =
             OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;

@@ -12,6 +12,7 @@
 //! only (image-spec, layer.md), so one for a name that this layer has too makes it opaque.
 
 mod apply;
+mod budget;
 mod metadata;
 mod name;
 mod pax;
@@ -24,24 +25,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// What one layer may become. Beyond it, unpacking stops with an error.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Bytes of file content, holes included.
-    pub bytes: u64,
-    /// Files, directories, links, devices and whiteouts.
-    pub entries: u64,
-}
-
-impl Default for Limits {
-    /// 64 GiB and two million entries: several times the largest images in use.
-    fn default() -> Self {
-        Self {
-            bytes: 64 << 30,
-            entries: 2_000_000,
-        }
-    }
-}
+pub(crate) use budget::Budget;
+pub use budget::Limits;
 
 /// What was unpacked.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +48,9 @@ pub enum UnpackError {
     /// The stream ended early, or is not a tar archive or not compressed as it claims.
     #[error("cannot read the layer: {0}")]
     Read(#[source] io::Error),
+    /// Names the entry before the part that can't be understood.
+    #[error("after entry '{after}': {source}")]
+    Malformed { after: String, source: io::Error },
     #[error("entry '{entry}': {reason}")]
     Refused { entry: String, reason: String },
     #[error("entry '{entry}': cannot {doing}: {source}")]
@@ -71,10 +59,13 @@ pub enum UnpackError {
         doing: &'static str,
         source: io::Error,
     },
-    #[error("entry '{entry}': the layer unpacks to more than the {limit} bytes allowed")]
+    #[error("entry '{entry}': the image unpacks to more than the {limit} bytes allowed")]
     TooLarge { entry: String, limit: u64 },
-    #[error("entry '{entry}': the layer has more than the {limit} files allowed")]
+    #[error("entry '{entry}': the image has more than the {limit} files allowed")]
     TooMany { entry: String, limit: u64 },
+    /// Not by its files: by what is between or after them.
+    #[error("the image's layers inflate to more than {limit} bytes")]
+    Bomb { limit: u64 },
 }
 
 /// Unpacks a tar stream (already decompressed) into `root`, an empty directory.
@@ -85,15 +76,37 @@ pub enum UnpackError {
 /// # Errors
 /// When the stream can't be read, holds what no honest layer holds, or exceeds `limits`.
 pub fn unpack(stream: impl Read, root: &Path, limits: Limits) -> Result<Unpacked, UnpackError> {
+    unpack_within(stream, root, &Budget::new(limits))
+}
+
+/// As [`unpack`], within what other layers of the image leave.
+pub(crate) fn unpack_within(
+    stream: impl Read,
+    root: &Path,
+    budget: &Budget,
+) -> Result<Unpacked, UnpackError> {
     let tree = tree::Tree::open(root).map_err(|source| UnpackError::Write {
         entry: "/".to_owned(),
         doing: "open the layer's directory",
         source,
     })?;
-    let mut layer = apply::Layer::new(tree, limits);
+    let mut layer = apply::Layer::new(tree, budget);
     let mut stream = stream::Stream::new(stream);
-    while let Some(entry) = stream.next().map_err(UnpackError::Read)? {
-        layer.apply(&entry, &mut stream)?;
+    let mut last = String::new();
+    loop {
+        match stream.next() {
+            Ok(None) => return layer.finish(),
+            Ok(Some(entry)) => {
+                layer.apply(&entry, &mut stream)?;
+                last = entry.shown();
+            }
+            Err(source) if !last.is_empty() && source.kind() == io::ErrorKind::InvalidData => {
+                return Err(UnpackError::Malformed {
+                    after: last,
+                    source,
+                });
+            }
+            Err(source) => return Err(UnpackError::Read(source)),
+        }
     }
-    layer.finish()
 }

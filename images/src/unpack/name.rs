@@ -9,6 +9,9 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Names that aufs kept its own books under; they mean nothing to anyone else.
 const AUFS: &[u8] = b".wh..wh.";
 
+/// As long as a path can be that a program opens (`linux/limits.h`).
+const PATH_MAX: usize = 4096;
+
 /// The components of a path below the layer's root. None of them is empty, `.` or `..`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Components(Vec<OsString>);
@@ -76,6 +79,9 @@ impl Components {
         }
         if raw.contains(&0) {
             return Err("the name holds a zero byte".to_owned());
+        }
+        if raw.len() > PATH_MAX {
+            return Err(format!("the path is longer than {PATH_MAX} bytes"));
         }
         let mut components = Vec::new();
         for component in raw.split(|byte| *byte == b'/') {
@@ -175,6 +181,7 @@ mod tests {
             ".wh.a/b",
             "a\0b",
             &long,
+            &"x/".repeat(2049),
         ] {
             assert!(Name::parse(raw.as_bytes()).is_err(), "{raw}");
         }

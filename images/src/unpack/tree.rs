@@ -33,6 +33,15 @@ pub(super) struct Tree {
     /// Entries come directory by directory, so the last parent is mostly the next one too.
     last: Option<(Components, Rc<OwnedFd>)>,
     implied: BTreeSet<PathBuf>,
+    made: Made,
+}
+
+/// Directories that were made without an entry of their own.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Made {
+    pub(super) count: u64,
+    /// Of their paths, in bytes.
+    pub(super) paths: usize,
 }
 
 /// Why a directory could not be reached.
@@ -54,6 +63,7 @@ impl Tree {
             root: Rc::new(root),
             last: None,
             implied: BTreeSet::new(),
+            made: Made::default(),
         })
     }
 
@@ -117,6 +127,10 @@ impl Tree {
         self.implied.remove(path);
     }
 
+    pub(super) fn made(&self) -> Made {
+        self.made
+    }
+
     /// Directories that were made without an entry of their own, parents first.
     pub(super) fn into_implied(self) -> Vec<PathBuf> {
         self.implied.into_iter().collect()
@@ -158,6 +172,8 @@ impl Tree {
                     nix::sys::stat::fchmod(&fd, Mode::from_bits_truncate(0o755))?;
                     stack.push(Rc::new(fd));
                     at.push(&component);
+                    self.made.count += 1;
+                    self.made.paths += at.as_os_str().len();
                     self.implied.insert(at.clone());
                 }
                 Err(Errno::ENOENT) => {
