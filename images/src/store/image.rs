@@ -264,30 +264,23 @@ fn load(
 
 fn layer_paths(disk: &Disk, image: &str, parsed: &Parsed) -> Result<Vec<PathBuf>, Error> {
     let mut paths: Vec<PathBuf> = Vec::new();
-    let mut chain = None;
-    for diff_id in parsed.diff_ids()? {
-        let layer = disk.layer_path(diff_id);
-        let about = read_unpacked(disk, diff_id)?;
-        if about.opaque_root {
+    for step in parents::steps(&parsed.diff_ids()?, |diff_id| read_unpacked(disk, diff_id))? {
+        if step.hides_below {
             paths.clear();
         }
-        let fs = layer.join("fs");
-        if !fs.is_dir() {
-            return Err(missing(image, &fs));
-        }
-        let below = !paths.is_empty();
-        paths.push(fs);
-        let chain_id = parents::chain_id(chain, diff_id);
-        chain = Some(chain_id);
-        if parents::are_needed(&about, below) {
-            let parents = disk.parents_path(chain_id).join("fs");
-            if !parents.is_dir() {
-                return Err(missing(image, &parents));
-            }
-            paths.push(parents);
+        let layer = disk.layer_path(step.diff_id).join("fs");
+        // Builders repeat layers (the empty one, mostly), and overlayfs refuses to. What the
+        // upper one has hides all of the lower one.
+        paths.retain(|path| *path != layer);
+        paths.push(layer);
+        if step.needs_parents {
+            paths.push(disk.parents_path(step.chain_id).join("fs"));
         }
     }
-    Ok(paths)
+    match paths.iter().find(|path| !path.is_dir()) {
+        Some(path) => Err(missing(image, path)),
+        None => Ok(paths),
+    }
 }
 
 fn missing(image: &str, path: &Path) -> Error {

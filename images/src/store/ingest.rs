@@ -379,10 +379,11 @@ impl Ingest {
             })
     }
 
-    pub(super) fn new_directory(&self, name: &str) -> Result<PathBuf, Error> {
-        let path = self.directory.path().join(name);
-        make_directory(&path).map_err(Error::io(format!("make {}", path.display())))?;
-        Ok(path)
+    /// Where the directories that a chain of layers needs are staged.
+    pub(super) fn parents_directory(&self, chain_id: Digest) -> PathBuf {
+        self.directory
+            .path()
+            .join(format!("parents-{}", chain_id.hex()))
     }
 }
 

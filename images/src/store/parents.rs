@@ -28,9 +28,46 @@ pub(super) fn chain_id(below: Option<Digest>, diff_id: Digest) -> Digest {
     }
 }
 
-/// Whether a layer on top of others needs such a directory.
-pub(super) fn are_needed(unpacked: &Unpacked, below: bool) -> bool {
-    below && !unpacked.implied.is_empty()
+/// One layer of an image, and what its place in the image makes of it.
+pub(super) struct Step {
+    pub(super) diff_id: Digest,
+    pub(super) chain_id: Digest,
+    /// Nothing of the layers below is seen.
+    pub(super) hides_below: bool,
+    /// It needs directories with the metadata from below on top.
+    pub(super) needs_parents: bool,
+    unpacked: Unpacked,
+}
+
+/// How an image's layers lie on each other, lowest first.
+pub(super) fn steps(
+    diff_ids: &[Digest],
+    read: impl Fn(Digest) -> Result<Unpacked, Error>,
+) -> Result<Vec<Step>, Error> {
+    let mut steps = Vec::new();
+    let mut chain = None;
+    let mut below = false;
+    // Whether some layer says what the root is like.
+    let mut described = false;
+    for (number, diff_id) in diff_ids.iter().enumerate() {
+        let unpacked = read(*diff_id)?;
+        let chain_id = chain_id(chain, *diff_id);
+        chain = Some(chain_id);
+        // Of all roots, only the topmost is seen.
+        let top = number + 1 == diff_ids.len();
+        let bare = unpacked.bare_root && described && top;
+        described |= !unpacked.bare_root;
+        below &= !unpacked.opaque_root;
+        steps.push(Step {
+            diff_id: *diff_id,
+            chain_id,
+            hides_below: unpacked.opaque_root,
+            needs_parents: bare || (below && !unpacked.implied.is_empty()),
+            unpacked,
+        });
+        below = true;
+    }
+    Ok(steps)
 }
 
 /// Makes what an image's layers need. Gives pairs of staged and final paths.
@@ -40,29 +77,32 @@ pub(super) fn stage(
     diff_ids: &[Digest],
 ) -> Result<Vec<(PathBuf, PathBuf)>, Error> {
     let mut moves = Vec::new();
-    let mut chain = None;
     // Lowest first, as far up as the current layer.
     let mut below: Vec<PathBuf> = Vec::new();
-    for diff_id in diff_ids {
-        let chain_id = chain_id(chain, *diff_id);
-        chain = Some(chain_id);
-        let unpacked = ingest.unpacked(*diff_id)?;
-        if unpacked.opaque_root {
+    // The topmost layer that describes the root.
+    let mut root: Option<PathBuf> = None;
+    for step in steps(diff_ids, |diff_id| ingest.unpacked(diff_id))? {
+        if step.hides_below {
             below.clear();
         }
-        let to = disk.parents_path(chain_id);
-        let layer = ingest.layer_fs(*diff_id);
+        let layer = ingest.layer_fs(step.diff_id);
+        if root.is_none() || !step.unpacked.bare_root {
+            root = Some(layer.clone());
+        }
         let mut parents = None;
-        if are_needed(&unpacked, !below.is_empty()) {
-            let staged =
-                ingest.new_directory(&format!("parents-{}-{}", moves.len(), chain_id.hex()))?;
+        if step.needs_parents {
+            let staged = ingest.parents_directory(step.chain_id);
             let fs = staged.join("fs");
-            fs::create_dir(&fs)
-                .and_then(|()| copy_metadata(&layer, &fs))
-                .and_then(|()| copy_all(&below, &layer, &unpacked.implied, &fs))
-                .map_err(Error::io(format!("make {}", fs.display())))?;
+            // Another of the images, or the same by another name, may have made it.
+            if !staged.exists() {
+                let root = root.as_deref().unwrap_or(&layer);
+                fs::create_dir_all(&fs)
+                    .and_then(|()| copy_all(&below, &layer, &step.unpacked.implied, &fs))
+                    .and_then(|()| copy_metadata(root, &fs))
+                    .map_err(Error::io(format!("make {}", fs.display())))?;
+                moves.push((staged, disk.parents_path(step.chain_id)));
+            }
             parents = Some(fs);
-            moves.push((staged, to));
         }
         below.push(layer);
         below.extend(parents);

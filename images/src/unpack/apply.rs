@@ -68,7 +68,10 @@ impl<'a> Layer<'a> {
         Self {
             tree,
             budget,
-            done: Unpacked::default(),
+            done: Unpacked {
+                bare_root: true,
+                ..Unpacked::default()
+            },
             directory_times: Vec::new(),
             remembered: 0,
             buffer: vec![0; COPY_BUFFER],
@@ -163,6 +166,7 @@ impl<'a> Layer<'a> {
         metadata
             .set_on(self.tree.root(), Node::Other)
             .map_err(write("set its owner, mode and attributes"))?;
+        self.done.bare_root = false;
         self.directory_times
             .push((PathBuf::new(), metadata.mtime()));
         Ok(())

@@ -37,6 +37,9 @@ pub struct Unpacked {
     /// The layer hides everything below it. Overlayfs has no such mark for a root.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub opaque_root: bool,
+    /// The layer has no entry for its root: a layer below says what its owner, mode and time are.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub bare_root: bool,
     /// Directories that hold entries but have none themselves: a layer below says what their
     /// owner, mode and times are. Relative to the layer's root, parents first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -74,6 +74,7 @@ impl<R: Read> Stream<R> {
             let size = header.entry_size()?;
             match header.entry_type() {
                 EntryType::XHeader => extensions.pax = Records::parse(self.extension(size)?)?,
+                // Of no use to a layer: the other unpackers pass them over too.
                 EntryType::XGlobalHeader => self.begin_content(size)?,
                 EntryType::GNULongName => {
                     extensions.name = Some(without_zeros(self.extension(size)?));
@@ -117,7 +118,8 @@ impl<R: Read> Stream<R> {
                 Some(value) => {
                     pax::time(value).ok_or_else(|| bad("the PAX time is not a number"))?
                 }
-                None => (i64::try_from(header.mtime()?).unwrap_or(0), 0),
+                // Before 1970 it is a negative number in GNU's base 256.
+                None => (header.mtime()?.cast_signed(), 0),
             },
             device: header
                 .device_major()

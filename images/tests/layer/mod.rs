@@ -61,6 +61,49 @@ impl Layer {
         self
     }
 
+    pub(crate) fn bytes(
+        mut self,
+        name: &str,
+        content: &[u8],
+        edit: impl FnOnce(&mut Header),
+    ) -> Self {
+        let mut header = header(name, EntryType::Regular);
+        header.set_size(content.len() as u64);
+        edit(&mut header);
+        header.set_cksum();
+        self.0.append(&header, content).unwrap();
+        self
+    }
+
+    /// Records that hold for all entries that follow.
+    pub(crate) fn pax_global(self, records: &[(&str, &[u8])]) -> Self {
+        let mut content = Vec::new();
+        for (key, value) in records {
+            // The length counts its own two digits.
+            let length = key.len() + value.len() + 5;
+            assert!((10..100).contains(&length));
+            content.extend(format!("{length} {key}=").bytes());
+            content.extend_from_slice(value);
+            content.push(b'\n');
+        }
+        self.bytes("pax_global_header", &content, |header| {
+            header.set_entry_type(EntryType::XGlobalHeader);
+        })
+    }
+
+    /// Blocks as another tool wrote them, without the end mark.
+    pub(crate) fn raw(mut self, stream: &[u8]) -> Self {
+        let blocks: Vec<&[u8]> = stream.chunks(512).collect();
+        let end = blocks
+            .iter()
+            .rposition(|block| block.iter().any(|byte| *byte != 0))
+            .map_or(0, |last| last + 1);
+        for block in &blocks[..end] {
+            self.0.get_mut().extend_from_slice(block);
+        }
+        self
+    }
+
     pub(crate) fn finish(self) -> Vec<u8> {
         self.0.into_inner().unwrap()
     }
