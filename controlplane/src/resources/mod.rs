@@ -7,13 +7,15 @@
 
 mod configmaps;
 mod deployments;
-mod error;
+mod endpoints;
+mod endpointslices;
+pub(crate) mod error;
 mod events;
 mod leases;
 mod metadata;
 mod namespaces;
 mod nodes;
-mod object;
+pub(crate) mod object;
 mod pod_spec;
 mod pods;
 mod print;
@@ -23,7 +25,7 @@ mod replicasets;
 mod reviews;
 mod secrets;
 mod serviceaccounts;
-mod services;
+pub(crate) mod services;
 pub(crate) mod syntax;
 
 use std::collections::BTreeMap;
@@ -62,6 +64,8 @@ pub struct Resource {
     pub stored_as: Option<StoredAs>,
     /// Its objects are questions: creating one gives the answer, and nothing is stored.
     pub question: bool,
+    /// What every client of it is warned of.
+    pub deprecated: Option<&'static str>,
 }
 
 /// A resource without storage of its own: its objects are those of another resource, seen
@@ -92,6 +96,8 @@ pub struct Hooks {
     pub prepare_update: fn(new: &mut Value, old: &Value),
     pub validate: fn(&Value) -> Vec<FieldError>,
     pub validate_update: fn(new: &Value, old: &Value) -> Vec<FieldError>,
+    /// What is right in an object that is written, and still unlikely to be what was meant.
+    pub warnings: Option<fn(&Value) -> Vec<String>>,
     /// How many seconds a delete waits when the client names none; `None`: at once.
     pub default_grace_period: fn(&Value) -> Option<i64>,
 }
@@ -179,6 +185,7 @@ impl Hooks {
         prepare_update: |_, _| {},
         validate: |_| Vec::new(),
         validate_update: |_, _| Vec::new(),
+        warnings: None,
         default_grace_period: |_| None,
     };
 }
@@ -212,6 +219,7 @@ impl Resource {
             time_to_live: None,
             stored_as: None,
             question: false,
+            deprecated: None,
         }
     }
 
@@ -301,6 +309,8 @@ pub fn registry() -> Registry {
     for resource in [
         configmaps::resource(),
         deployments::resource(),
+        endpoints::resource(),
+        endpointslices::resource(),
         leases::resource(),
         namespaces::resource(),
         nodes::resource(),
