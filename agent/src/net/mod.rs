@@ -17,6 +17,7 @@ mod ipam;
 mod netlink;
 mod nftables;
 mod node;
+pub mod service_watch;
 #[cfg(test)]
 mod tests;
 mod veth;
