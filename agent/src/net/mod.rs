@@ -13,6 +13,7 @@
 //! ```
 
 mod cidr;
+pub mod dns;
 mod ipam;
 mod netlink;
 mod nftables;

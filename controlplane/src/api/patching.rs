@@ -45,7 +45,7 @@ impl Api {
         if validation == FieldValidation::Warn {
             warnings = found.into_inner();
         }
-        Answer::written(call, StatusCode::OK, &stored, warnings)
+        Ok(Answer::object(call, StatusCode::OK, &stored)?.warn(warnings))
     }
 
     /// Server-side apply, which creates what is not there.
@@ -90,7 +90,8 @@ impl Api {
                     Err(error) if error.reason == "AlreadyExists" => continue,
                     stored => {
                         let stored = stored?;
-                        return Answer::written(call, StatusCode::CREATED, &stored, warnings);
+                        let answer = Answer::object(call, StatusCode::CREATED, &stored)?;
+                        return Ok(answer.warn(warnings));
                     }
                 }
             }
@@ -111,7 +112,7 @@ impl Api {
                     })
                 })
                 .await?;
-            return Answer::written(call, StatusCode::OK, &stored, warnings);
+            return Ok(Answer::object(call, StatusCode::OK, &stored)?.warn(warnings));
         }
     }
 }

@@ -15,7 +15,6 @@ use super::object::{self, Object};
 use super::patch;
 use super::status::ApiError;
 use crate::admission;
-use crate::allocation::Reservation;
 use crate::cache::Entry;
 use crate::resources::{FieldError, Resource};
 use crate::store::{CommitError, Expect, Key, Op};
@@ -43,12 +42,6 @@ pub(super) struct Proposal {
     pub managed: bool,
 }
 
-/// What is stored next, with what it takes.
-struct Next {
-    object: Value,
-    reservation: Option<Reservation>,
-}
-
 impl Api {
     pub(super) async fn update(&self, call: &Call, body: &[u8]) -> Result<Answer, ApiError> {
         let validation = call.field_validation()?;
@@ -61,7 +54,7 @@ impl Api {
         };
         if !self.exists(call) && surface == Surface::Object && creates_on_update(&call.stored) {
             let stored = self.create_object(call, object).await?;
-            return Answer::written(call, StatusCode::CREATED, &stored, decoded.warnings);
+            return Ok(Answer::object(call, StatusCode::CREATED, &stored)?.warn(decoded.warnings));
         }
         call.inward(&mut object);
         let stored = self
@@ -72,7 +65,7 @@ impl Api {
                 })
             })
             .await?;
-        Answer::written(call, StatusCode::OK, &stored, decoded.warnings)
+        Ok(Answer::object(call, StatusCode::OK, &stored)?.warn(decoded.warnings))
     }
 
     fn exists(&self, call: &Call) -> bool {
@@ -98,10 +91,10 @@ impl Api {
             let proposal = propose(&current)?;
             check_preconditions(call, &current, &proposal.object)?;
             let next = self.finish(call, surface, &current, proposal)?;
-            if same(&next.object, &current) {
+            if same(&next, &current) {
                 return Ok(entry.bytes.clone());
             }
-            if let Some(stored) = self.put(call, &key, &entry, &current, next).await? {
+            if let Some(stored) = self.put(call, &key, &entry, &current, &next).await? {
                 return Ok(stored);
             }
         }
@@ -116,24 +109,20 @@ impl Api {
         key: &Key,
         entry: &Entry,
         current: &Value,
-        next: Next,
+        next: &Value,
     ) -> Result<Option<Bytes>, ApiError> {
-        let Next {
-            object: next,
-            reservation,
-        } = next;
         if call.dry_run()? {
-            return Ok(Some(stored_bytes(&next, entry.revision)));
+            return Ok(Some(stored_bytes(next, entry.revision)));
         }
-        let value = object::encode(&next);
-        let op = if is_released(current, &next) {
+        let value = object::encode(next);
+        let op = if is_released(current, next) {
             Op::Delete { last: Some(value) }
         } else {
             Op::Put(value)
         };
         let expected = Expect::Revision(entry.revision);
-        match self.commit(key.clone(), expected, op, reservation).await {
-            Ok(revision) => Ok(Some(stored_bytes(&next, revision))),
+        match self.store.commit(key.clone(), expected, op).await {
+            Ok(revision) => Ok(Some(stored_bytes(next, revision))),
             Err(CommitError::Conflict { current: Some(_) }) => Ok(None),
             Err(CommitError::Conflict { current: None }) => Err(call.not_found()),
             Err(error) => Err(ApiError::internal(error)),
@@ -147,17 +136,13 @@ impl Api {
         surface: Surface,
         current: &Value,
         proposal: Proposal,
-    ) -> Result<Next, ApiError> {
+    ) -> Result<Value, ApiError> {
         let resource = &*call.stored;
         let mut next = proposal.object;
-        let mut reservation = None;
         match surface {
             Surface::Internal => {
                 next.set_meta("resourceVersion", current.resource_version());
-                return Ok(Next {
-                    object: next,
-                    reservation,
-                });
+                return Ok(next);
             }
             Surface::Status => {
                 next = with_status(current, &next);
@@ -183,16 +168,12 @@ impl Api {
                 if !errors.is_empty() {
                     return Err(call.invalid(&call.name, &errors));
                 }
-                reservation = self.allocate(call, Some(current), &mut next)?;
             }
         }
         if !proposal.managed {
             patch::record_update(resource, Some(current), &mut next, &call.field_manager());
         }
-        Ok(Next {
-            object: next,
-            reservation,
-        })
+        Ok(next)
     }
 }
 
