@@ -7,10 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use base64::Engine;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Pod, Secret};
-use skiff_images::{Credentials, Image, PullRequest, Puller, Reference, Store};
+use skiff_images::{Credentials, Image, Keyring, PullRequest, Puller, Reference, Store};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::watch;
 
@@ -246,7 +245,7 @@ impl ImageSource for NodeImages {
     async fn pull(&self, image: &str, secrets: &[Secret]) -> SeamResult<(ResolvedImage, u64)> {
         let reference: Reference = image.parse().map_err(SeamError::from_display)?;
         let request = PullRequest {
-            credentials: credentials(&reference, secrets),
+            credentials: credentials(&reference, secrets)?,
             reference,
         };
         let pulled = self.puller.pull(request).await;
@@ -255,48 +254,28 @@ impl ImageSource for NodeImages {
     }
 }
 
-/// The accounts of `kubernetes.io/dockerconfigjson` secrets for an image's registry.
-fn credentials(reference: &Reference, secrets: &[Secret]) -> Vec<Credentials> {
-    let configs = secrets.iter().filter_map(|secret| {
-        let ByteString(bytes) = secret.data.as_ref()?.get(".dockerconfigjson")?;
-        serde_json::from_slice::<serde_json::Value>(bytes).ok()
-    });
-    let mut found = Vec::new();
-    for config in configs {
-        for (server, account) in config["auths"].as_object().into_iter().flatten() {
-            if registry_host(server) == reference.registry() {
-                found.extend(account_of(account));
-            }
-        }
+/// The accounts of pull secrets for an image, in the order in which the kubelet tries them. A
+/// secret that holds no valid configuration fails the pull, as it does there.
+fn credentials(reference: &Reference, secrets: &[Secret]) -> SeamResult<Vec<Credentials>> {
+    let mut keyring = Keyring::new();
+    for secret in secrets {
+        let name = secret.metadata.name.as_deref().unwrap_or_default();
+        let what = format!("secret \"{name}\"");
+        let held = |kind: &str, key: &str| {
+            let ByteString(bytes) = secret.data.as_ref()?.get(key)?;
+            (secret.type_.as_deref() == Some(kind) && !bytes.is_empty()).then_some(bytes)
+        };
+        let added = if let Some(bytes) = held("kubernetes.io/dockerconfigjson", ".dockerconfigjson")
+        {
+            keyring.add_docker_config_json(bytes, &what)
+        } else if let Some(bytes) = held("kubernetes.io/dockercfg", ".dockercfg") {
+            keyring.add_docker_cfg(bytes, &what)
+        } else {
+            Ok(())
+        };
+        added.map_err(SeamError::from_display)?;
     }
-    found
-}
-
-/// `https://index.docker.io/v1/` and the like name `docker.io`.
-fn registry_host(server: &str) -> &str {
-    let server = server
-        .trim_start_matches("https://")
-        .trim_start_matches("http://");
-    match server.split('/').next().unwrap_or_default() {
-        "index.docker.io" | "registry-1.docker.io" => "docker.io",
-        host => host,
-    }
-}
-
-fn account_of(account: &serde_json::Value) -> Option<Credentials> {
-    let text = |field: &str| account[field].as_str().map(str::to_owned);
-    if let (Some(username), Some(password)) = (text("username"), text("password")) {
-        return Some(Credentials { username, password });
-    }
-    let joined = base64::engine::general_purpose::STANDARD
-        .decode(account["auth"].as_str()?)
-        .ok()?;
-    let joined = String::from_utf8(joined).ok()?;
-    let (username, password) = joined.split_once(':')?;
-    Some(Credentials {
-        username: username.to_owned(),
-        password: password.to_owned(),
-    })
+    Ok(keyring.lookup(reference))
 }
 
 /// What the node's server knows of pods.
@@ -352,27 +331,52 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    #[test]
-    fn accounts_are_found_by_registry() {
-        let auth = base64::engine::general_purpose::STANDARD.encode("me:pa:ss");
-        let config = json!({"auths": {
-            "https://index.docker.io/v1/": {"auth": auth},
-            "ghcr.io": {"username": "you", "password": "word"},
-        }});
+    fn secret(kind: &str, key: &str, config: serde_json::Value) -> Secret {
         let data = ByteString(serde_json::to_vec(&config).unwrap());
-        let secret = Secret {
-            data: Some([(".dockerconfigjson".to_owned(), data)].into()),
+        Secret {
+            type_: Some(kind.to_owned()),
+            data: Some([(key.to_owned(), data)].into()),
             ..Secret::default()
-        };
-        let names = |image: &str| {
-            let found = credentials(&image.parse().unwrap(), std::slice::from_ref(&secret));
-            let named = found
-                .into_iter()
-                .map(|c| format!("{}:{}", c.username, c.password));
-            named.collect::<Vec<_>>()
-        };
-        assert_eq!(names("nginx"), ["me:pa:ss"]);
-        assert_eq!(names("ghcr.io/a/b"), ["you:word"]);
-        assert!(names("quay.io/a/b").is_empty());
+        }
+    }
+
+    #[test]
+    fn pull_secrets_of_both_kinds_are_read_and_others_are_not() {
+        let account = |name: &str| json!({"username": name, "password": "word"});
+        let new = json!({"auths": {"ghcr.io": account("new")}});
+        let secrets = [
+            secret(
+                "kubernetes.io/dockerconfigjson",
+                ".dockerconfigjson",
+                new.clone(),
+            ),
+            secret(
+                "kubernetes.io/dockercfg",
+                ".dockercfg",
+                json!({"ghcr.io": account("old")}),
+            ),
+            secret(
+                "Opaque",
+                ".dockerconfigjson",
+                json!({"auths": {"ghcr.io": account("opaque")}}),
+            ),
+            secret("kubernetes.io/dockercfg", ".dockerconfigjson", new),
+        ];
+        let found = credentials(&"ghcr.io/a/b".parse().unwrap(), &secrets).unwrap();
+        assert_eq!(
+            found,
+            [
+                Credentials::basic("new", "word"),
+                Credentials::basic("old", "word")
+            ]
+        );
+    }
+
+    #[test]
+    fn a_secret_that_is_no_configuration_is_named() {
+        let mut bad = secret("kubernetes.io/dockercfg", ".dockercfg", json!(3));
+        bad.metadata.name = Some("bad".to_owned());
+        let error = credentials(&"ghcr.io/a/b".parse().unwrap(), &[bad]).unwrap_err();
+        assert!(error.to_string().contains("secret \"bad\""), "{error}");
     }
 }

@@ -6,6 +6,7 @@
 //! `index.json`. The agent asks the store for an [`Image`] and mounts its layers.
 
 mod archive;
+mod credentials;
 mod digest;
 mod error;
 mod export;
@@ -13,13 +14,15 @@ mod import;
 mod pack;
 mod pull;
 mod reference;
+pub mod registry;
 mod store;
 mod unpack;
 
+pub use credentials::{Credentials, CredentialsError, DockerConfig, Keyring};
 pub use digest::{Digest, DigestError};
 pub use error::Error;
 pub use pack::{Compression, PackOptions, pack};
-pub use pull::{Credentials, NoRegistry, PullError, PullRequest, Puller};
+pub use pull::{NoRegistry, PullError, PullRequest, Puller};
 pub use reference::{Reference, ReferenceError};
 pub use store::{Image, Removed, Store};
 pub use unpack::{Limits, UnpackError, Unpacked, unpack};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 
-use crate::{Error, Image, Reference};
+use crate::{Credentials, Error, Image, Reference};
 
 /// What to fetch and as whom.
 #[derive(Debug, Clone)]
@@ -12,21 +12,6 @@ pub struct PullRequest {
     pub reference: Reference,
     /// To be tried in order; without any, anonymously.
     pub credentials: Vec<Credentials>,
-}
-
-/// A registry account.
-#[derive(Clone)]
-pub struct Credentials {
-    pub username: String,
-    pub password: String,
-}
-
-impl std::fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Credentials")
-            .field("username", &self.username)
-            .finish_non_exhaustive()
-    }
 }
 
 /// Why an image could not be fetched: the text behind a pod's ErrImagePull.
