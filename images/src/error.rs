@@ -55,6 +55,25 @@ pub enum Error {
         bytes: u64,
         entries: u64,
     },
+    /// Somebody changed or removed files of the store by hand.
+    #[error(
+        "{image} is damaged: {problem}: add it again, or remove it with 'skiff image rm {image}'"
+    )]
+    Damaged { image: String, problem: String },
+    #[error(
+        "{} is damaged ({source}): it holds the names of the images: put it right, or remove it and add the images again",
+        path.display()
+    )]
+    DamagedIndex {
+        path: PathBuf,
+        source: serde_json::Error,
+    },
+    #[error(
+        "{image} is in use by a container: end it first, or remove the name alone with --force"
+    )]
+    InUse { image: String },
+    #[error("{image} has several names ({names}): remove them one by one, or all with --force")]
+    SeveralNames { image: String, names: String },
     #[error("no such image: {0}")]
     NotFound(String),
     #[error("{0} could mean several images: give more digits")]

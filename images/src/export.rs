@@ -5,8 +5,6 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
-use oci_spec::image::{Descriptor, MediaType};
-
 use crate::archive::ArchiveWriter;
 use crate::store::disk::Disk;
 use crate::store::image;
@@ -16,30 +14,36 @@ use crate::{Digest, Error, Reference};
 pub(crate) const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 
 pub(crate) fn export(disk: &Disk, references: &[Reference], to: &Path) -> Result<(), Error> {
-    let images = disk.images()?;
+    let loaded = disk.loaded()?;
     let mut names = Vec::new();
     let mut blobs = BTreeSet::new();
     for reference in references {
-        let image = images
+        let image = image::find(&loaded, &reference.to_string())?;
+        let stored = disk.read_index()?;
+        // An index of several platforms stays one, so that the digest stays; of the platforms that it lists
+        // the archive has those that the store has.
+        let target = stored
             .iter()
-            .find(|image| image.is(reference))
+            .map(|named| &named.target)
+            .find(|target| Digest::try_from(target.digest()) == Ok(image.digest))
             .ok_or_else(|| Error::not_found(reference))?;
-        let size = disk.read_json(image.manifest)?.len() as u64;
-        // This platform's manifest: the store need not have those of others.
-        let target = Descriptor::new(MediaType::ImageManifest, size, image.manifest);
-        let parsed = image::parse(&reference.to_string(), &target, &mut |digest| {
+        let parsed = image::parse(&reference.to_string(), target, &mut |digest| {
             disk.read_json(digest)
         })?;
         blobs.extend(parsed.blobs()?);
-        names.push(Named {
-            reference: reference.clone(),
-            target,
-        });
+        names.push(Named::new(reference.clone(), target, false));
     }
     let index = index::encode(&names)?;
     write_file(to, |file| {
         write_layout(file, &index, &blobs, |digest| {
-            File::open(disk.blob_path(digest))
+            let path = disk.blob_path(digest);
+            File::open(&path).map_err(|error| {
+                let path = path.display();
+                io::Error::new(
+                    error.kind(),
+                    format!("the store's {path} is damaged: {error}"),
+                )
+            })
         })
     })
 }

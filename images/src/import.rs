@@ -30,6 +30,7 @@ pub(crate) fn import(
 ) -> Result<Vec<Arc<Image>>, Error> {
     for _ in 0..ATTEMPTS {
         let mut ingest = Ingest::begin(disk)?;
+        ingest.pin();
         let source = Source::open(path, &mut ingest)?;
         let images = stage(&mut ingest, &source, names)?;
         if ingest.commit(&images)? == Commit::Done {

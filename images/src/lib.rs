@@ -24,5 +24,5 @@ pub use error::Error;
 pub use pack::{Compression, PackOptions, pack};
 pub use pull::{NoRegistry, PullError, PullRequest, Puller};
 pub use reference::{Reference, ReferenceError};
-pub use store::{Image, Removed, Store};
+pub use store::{Damaged, Image, Prune, Pruned, Removal, Removed, Store};
 pub use unpack::{Limits, UnpackError, Unpacked, unpack};

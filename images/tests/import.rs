@@ -377,6 +377,7 @@ async fn the_store_is_an_oci_layout() {
         index["manifests"][0]["annotations"],
         json!({
             "io.containerd.image.name": "docker.io/library/app:v1",
+            "io.cri-containerd.pinned": "pinned",
             "org.opencontainers.image.ref.name": "docker.io/library/app:v1",
         })
     );

@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::image::{self, Image};
+use super::image::{self, Image, Loaded};
 use super::index::{self, Named};
 use super::lock::{Exclusive, Shared};
 use super::sweep;
@@ -28,7 +28,7 @@ pub(crate) struct Disk {
 #[derive(Debug)]
 struct Cache {
     of: Stamp,
-    images: Arc<[Arc<Image>]>,
+    loaded: Arc<Loaded>,
 }
 
 /// Tells one `index.json` from the next: each is a new file.
@@ -138,21 +138,26 @@ impl Disk {
 
     /// The images that are here now. Costs one `stat` as long as nothing has changed.
     pub(crate) fn images(&self) -> Result<Arc<[Arc<Image>]>, Error> {
+        Ok(Arc::clone(&self.loaded()?.images))
+    }
+
+    /// As [`Disk::images`], with those that are damaged.
+    pub(crate) fn loaded(&self) -> Result<Arc<Loaded>, Error> {
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         let stamp = self.stamp()?;
         if let Some(cache) = &*cache
             && cache.of == stamp
         {
-            return Ok(Arc::clone(&cache.images));
+            return Ok(Arc::clone(&cache.loaded));
         }
         let _lock = Shared::take(&self.root.join("lock"))?;
         let stamp = self.stamp()?;
-        let images = image::load_all(self, &self.read_index()?);
+        let loaded = Arc::new(image::load_all(self, &self.read_index()?));
         *cache = Some(Cache {
             of: stamp,
-            images: Arc::clone(&images),
+            loaded: Arc::clone(&loaded),
         });
-        Ok(images)
+        Ok(loaded)
     }
 
     pub(crate) fn read_index(&self) -> Result<Vec<Named>, Error> {
@@ -185,7 +190,17 @@ impl Disk {
                 format!("{size} bytes are more than the {JSON_MAX} allowed"),
             ));
         }
-        fs::read(&path).map_err(Error::io(doing))
+        let bytes = fs::read(&path).map_err(Error::io(doing))?;
+        let actual = Digest::of(&bytes);
+        match actual == digest {
+            true => Ok(bytes),
+            false => Err(Error::Mismatch {
+                image: path.display().to_string(),
+                what: "its content".to_owned(),
+                expected: digest,
+                actual,
+            }),
+        }
     }
 
     /// Replaces a file of the store's root by a new one, durably. Only under the lock.

@@ -31,6 +31,8 @@ pub struct Image {
     pub config: ImageConfiguration,
     /// Directories for overlayfs, lowest first.
     pub layers: Vec<PathBuf>,
+    /// It came from a file and could not be fetched again: it is removed by its name alone.
+    pub pinned: bool,
 }
 
 impl Image {
@@ -46,6 +48,13 @@ impl Image {
                         .any(|own| own.name() == reference.name())
             }
         }
+    }
+
+    /// Whether its id, its digest or its manifest's digest begins with these digits.
+    pub(super) fn starts_with(&self, digits: &str) -> bool {
+        let digits = digits.strip_prefix("sha256:").unwrap_or(digits);
+        let own = [self.id, self.digest, self.manifest];
+        !digits.is_empty() && own.iter().any(|own| own.hex().starts_with(digits))
     }
 
     /// The repositories it came from, each with the digest that names it there.
@@ -210,8 +219,32 @@ pub(crate) fn architecture() -> String {
     .to_owned()
 }
 
-/// All images that the index names. One that is damaged is left out, loudly.
-pub(super) fn load_all(disk: &Disk, names: &[Named]) -> Arc<[Arc<Image>]> {
+/// All images that the index names.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub(super) images: Arc<[Arc<Image>]>,
+    pub(super) damaged: Vec<Damaged>,
+}
+
+/// An image whose files somebody changed or took away.
+#[derive(Debug, Clone)]
+pub struct Damaged {
+    pub references: Vec<Reference>,
+    pub problem: String,
+}
+
+impl Damaged {
+    /// What to tell who asks for it.
+    pub fn error(&self) -> Error {
+        let names = self.references.iter().map(ToString::to_string);
+        Error::Damaged {
+            image: names.collect::<Vec<_>>().join(" "),
+            problem: self.problem.clone(),
+        }
+    }
+}
+
+pub(super) fn load_all(disk: &Disk, names: &[Named]) -> Loaded {
     let mut by_digest: BTreeMap<Digest, Vec<&Named>> = BTreeMap::new();
     for named in names {
         if let Ok(digest) = Digest::try_from(named.target.digest()) {
@@ -219,30 +252,43 @@ pub(super) fn load_all(disk: &Disk, names: &[Named]) -> Arc<[Arc<Image>]> {
         }
     }
     let mut images = Vec::new();
+    let mut damaged = Vec::new();
     for (digest, names) in by_digest {
         let mut references: Vec<Reference> =
             names.iter().map(|named| named.reference.clone()).collect();
         references.sort();
         references.dedup();
-        match load(disk, digest, &names[0].target, references) {
+        match load(disk, digest, &names, references.clone()) {
             Ok(image) => images.push(Arc::new(image)),
             Err(error) => {
-                tracing::error!(image = %names[0].reference, %error, "image is damaged: remove it and add it again");
+                let problem = error.to_string();
+                damaged.push(Damaged {
+                    references,
+                    problem,
+                });
             }
         }
     }
     images.sort_by(|a, b| a.references.cmp(&b.references));
-    images.into()
+    for damaged in &damaged {
+        tracing::error!(error = %damaged.error(), "an image can't be used");
+    }
+    Loaded {
+        images: images.into(),
+        damaged,
+    }
 }
 
 fn load(
     disk: &Disk,
     digest: Digest,
-    target: &Descriptor,
+    names: &[&Named],
     references: Vec<Reference>,
 ) -> Result<Image, Error> {
     let name = references[0].to_string();
-    let parsed = parse(&name, target, &mut |digest| disk.read_json(digest))?;
+    let parsed = parse(&name, &names[0].target, &mut |digest| {
+        disk.read_json(digest)
+    })?;
     let mut size = parsed.manifest.config().size();
     size += parsed
         .manifest
@@ -257,6 +303,7 @@ fn load(
         manifest: parsed.manifest_digest,
         size,
         layers: layer_paths(disk, &name, &parsed)?,
+        pinned: names.iter().any(|named| named.is_pinned()),
         config: parsed.config,
         references,
     })
@@ -293,21 +340,25 @@ pub(super) fn read_unpacked(disk: &Disk, diff_id: Digest) -> Result<Unpacked, Er
     serde_json::from_slice(&text).map_err(Error::json(path.display().to_string()))
 }
 
-/// The image that has this reference, or whose id starts with these digits.
-pub(super) fn find(images: &[Arc<Image>], name: &str) -> Result<Arc<Image>, Error> {
+/// The image that a person means: by a reference, or by some first digits of its id or digests.
+pub(crate) fn find(loaded: &Loaded, name: &str) -> Result<Arc<Image>, Error> {
+    let images = &loaded.images;
     if let Ok(reference) = name.parse::<Reference>()
         && let Some(image) = images.iter().find(|image| image.is(&reference))
     {
         return Ok(Arc::clone(image));
     }
-    let digits = name.strip_prefix("sha256:").unwrap_or(name);
-    let mut found = images
-        .iter()
-        .filter(|image| !digits.is_empty() && image.id.hex().starts_with(digits));
+    let mut found = images.iter().filter(|image| image.starts_with(name));
     match (found.next(), found.next()) {
         (Some(image), None) => Ok(Arc::clone(image)),
         (Some(one), Some(other)) if one.id == other.id => Ok(Arc::clone(one)),
         (Some(_), Some(_)) => Err(Error::Ambiguous(name.to_owned())),
-        (None, _) => Err(Error::NotFound(name.to_owned())),
+        (None, _) => Err(damaged(loaded, name).unwrap_or_else(|| Error::NotFound(name.to_owned()))),
     }
+}
+
+fn damaged(loaded: &Loaded, name: &str) -> Option<Error> {
+    let reference: Reference = name.parse().ok()?;
+    let mut damaged = loaded.damaged.iter();
+    Some(damaged.find(|d| d.references.contains(&reference))?.error())
 }

@@ -15,6 +15,10 @@ pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// The name that containerd looks for.
 pub(crate) const CONTAINERD_NAME: &str = "io.containerd.image.name";
 
+/// Marks an image that came from a file: nothing fetches it again, so nothing collects it. containerd
+/// calls such images pinned too.
+const PINNED: &str = "io.cri-containerd.pinned";
+
 /// One name and what it stands for: a manifest, or an index of manifests for several platforms.
 #[derive(Debug, Clone)]
 pub(crate) struct Named {
@@ -35,13 +39,30 @@ impl Named {
         })
     }
 
+    /// What a commit writes: without the annotations of where the image came from.
+    pub(crate) fn new(reference: Reference, target: &Descriptor, pinned: bool) -> Self {
+        let mut target = target.clone();
+        let pin = || HashMap::from([(PINNED.to_owned(), "pinned".to_owned())]);
+        target.set_annotations(pinned.then(pin));
+        Self { reference, target }
+    }
+
+    pub(super) fn is_pinned(&self) -> bool {
+        let annotations = self.target.annotations().as_ref();
+        annotations.is_some_and(|annotations| annotations.contains_key(PINNED))
+    }
+
     fn descriptor(&self) -> Descriptor {
         let name = self.reference.to_string();
-        let mut descriptor = self.target.clone();
-        descriptor.set_annotations(Some(HashMap::from([
+        let mut annotations = HashMap::from([
             (REF_NAME.to_owned(), name.clone()),
             (CONTAINERD_NAME.to_owned(), name),
-        ])));
+        ]);
+        if self.is_pinned() {
+            annotations.insert(PINNED.to_owned(), "pinned".to_owned());
+        }
+        let mut descriptor = self.target.clone();
+        descriptor.set_annotations(Some(annotations));
         descriptor
     }
 }
@@ -54,7 +75,10 @@ pub(super) fn read(path: &Path) -> Result<Vec<Named>, Error> {
         Err(error) => return Err(Error::io(format!("read {}", path.display()))(error)),
     };
     let index: ImageIndex =
-        serde_json::from_slice(&text).map_err(Error::json(path.display().to_string()))?;
+        serde_json::from_slice(&text).map_err(|source| Error::DamagedIndex {
+            path: path.to_owned(),
+            source,
+        })?;
     Ok(index.manifests().iter().filter_map(Named::read).collect())
 }
 

@@ -12,7 +12,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 
 use nix::fcntl::{Flock, FlockArg};
-use oci_spec::image::Descriptor;
 use tempfile::TempDir;
 
 use super::disk::{Disk, sync_directory};
@@ -34,6 +33,7 @@ pub(crate) struct Ingest {
     /// What is in the store already and must still be when this is committed.
     reused: BTreeSet<PathBuf>,
     budget: Arc<Budget>,
+    pinned: bool,
     /// Finished staging directories, whose content is committed with this one's.
     included: Vec<Arc<Ingest>>,
     temporary: u64,
@@ -71,6 +71,7 @@ impl Ingest {
             layers: BTreeMap::new(),
             reused: BTreeSet::new(),
             budget: Arc::new(Budget::new(disk.limits())),
+            pinned: false,
             included: Vec::new(),
             temporary: 0,
         })
@@ -117,6 +118,11 @@ impl Ingest {
         let path = self.disk.layer_path(diff_id);
         self.all().any(|part| part.layers.contains_key(&diff_id))
             || (self.disk.is_whole(&path) && self.reuse(path))
+    }
+
+    /// The images come from a file and could not be fetched again: they are not collected.
+    pub(crate) fn pin(&mut self) {
+        self.pinned = true;
     }
 
     /// Counts what is unpacked from now on as one image's.
@@ -330,10 +336,7 @@ impl Ingest {
         let mut names = self.disk.read_index()?;
         for (new, _) in images {
             names.retain(|old| old.reference != new.reference);
-            names.push(Named {
-                reference: new.reference.clone(),
-                target: bare(&new.target),
-            });
+            names.push(Named::new(new.reference.clone(), &new.target, self.pinned));
         }
         names.sort_by(|a, b| a.reference.cmp(&b.reference));
         self.disk.write_index(&lock, &names)?;
@@ -385,13 +388,6 @@ impl Ingest {
             .path()
             .join(format!("parents-{}", chain_id.hex()))
     }
-}
-
-/// A descriptor without the annotations of where it came from.
-fn bare(descriptor: &Descriptor) -> Descriptor {
-    let mut descriptor = descriptor.clone();
-    descriptor.set_annotations(None);
-    descriptor
 }
 
 /// An empty directory for a layer's files, in a directory for all that belongs to the layer.

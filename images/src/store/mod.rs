@@ -25,15 +25,17 @@ mod layer;
 mod lease;
 mod lock;
 mod parents;
+mod removal;
 mod sweep;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use image::Image;
-pub use sweep::Removed;
+pub use image::{Damaged, Image};
+pub use removal::{Prune, Pruned, Removal, Removed};
 
-use crate::{Error, Limits, Reference, export, import};
+use crate::{Digest, Error, Limits, Reference, export, import};
 use disk::Disk;
 
 /// A handle on a store; clones share the cache of parsed images.
@@ -79,13 +81,13 @@ impl Store {
         .await
     }
 
-    /// The image that a person means: a reference, or some first digits of an image id.
+    /// The image that a person means: a reference, or some first digits of its id or digest.
     ///
     /// # Errors
     /// [`Error::NotFound`], and [`Error::Ambiguous`] when several ids start so.
     pub async fn find(&self, name: &str) -> Result<Arc<Image>, Error> {
         let name = name.to_owned();
-        self.run(move |disk| image::find(&disk.images()?, &name))
+        self.run(move |disk| image::find(&*disk.loaded()?, &name))
             .await
     }
 
@@ -94,14 +96,49 @@ impl Store {
         self.run(|disk| Ok(disk.images()?.to_vec())).await
     }
 
+    /// Images that can't be used because somebody changed files of the store.
+    pub async fn damaged(&self) -> Result<Vec<Damaged>, Error> {
+        self.run(|disk| Ok(disk.loaded()?.damaged.clone())).await
+    }
+
     /// Takes the name away, and with an image's last name the content that no other image and
     /// no lease needs.
     ///
     /// # Errors
     /// [`Error::NotFound`] when nothing has this name.
     pub async fn remove(&self, reference: &Reference) -> Result<Removed, Error> {
-        let reference = reference.clone();
-        self.run(move |disk| sweep::remove(disk, &reference)).await
+        let name = reference.to_string();
+        let removed = self.remove_named(&name, Removal::Forced).await?;
+        removed.into_iter().next().ok_or(Error::NotFound(name))
+    }
+
+    /// Takes away what a person means: one name, the names of a repository with a digest, or an image with
+    /// all its names by some first digits of its id.
+    ///
+    /// # Errors
+    /// As [`Store::find`]; without force, [`Error::InUse`] when a container uses the image and no
+    /// other name would stay, and [`Error::SeveralNames`] when an id has names in several
+    /// repositories.
+    pub async fn remove_named(&self, name: &str, how: Removal) -> Result<Vec<Removed>, Error> {
+        let name = name.to_owned();
+        self.run(move |disk| removal::remove(disk, &name, how))
+            .await
+    }
+
+    /// Takes away what nothing uses, and tells how much that was.
+    pub async fn prune(&self, what: Prune) -> Result<Pruned, Error> {
+        self.run(move |disk| removal::prune(disk, what)).await
+    }
+
+    /// Removes an image with all its names, unless a container uses it: then nothing is removed.
+    pub async fn collect(&self, image: &Arc<Image>) -> Result<Pruned, Error> {
+        let image = Arc::clone(image);
+        self.run(move |disk| removal::collect(disk, &image)).await
+    }
+
+    /// The manifests of images that are in use.
+    pub async fn used(&self) -> Result<BTreeSet<Digest>, Error> {
+        self.run(|disk| removal::used(disk)).await
     }
 
     /// Takes in an OCI archive, an OCI layout directory or a `docker save` archive. `names`

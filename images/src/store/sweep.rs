@@ -1,4 +1,4 @@
-//! Removal: a name first, then what nothing names any more, and what was never finished.
+//! Content that nothing names any more, and what was never finished, goes away.
 //!
 //! Under the lock content is only renamed away, which is quick; it is deleted after that.
 
@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::Flock;
@@ -17,15 +18,7 @@ use super::image::{self, Kind};
 use super::ingest::lock_directory;
 use super::lock::Exclusive;
 use super::{lease, parents};
-use crate::{Digest, Error, Reference};
-
-/// What removing a name did.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Removed {
-    pub reference: Reference,
-    /// The image id, when this was the image's last name.
-    pub deleted: Option<Digest>,
-}
+use crate::{Digest, Error};
 
 /// Renamed-away content, deleted by [`Trash::empty`] or, if that is not reached, at the next open.
 #[must_use]
@@ -35,7 +28,7 @@ pub(super) struct Trash {
 }
 
 impl Trash {
-    fn nothing() -> Self {
+    pub(super) fn nothing() -> Self {
         Self {
             directories: Vec::new(),
             files: Vec::new(),
@@ -46,6 +39,14 @@ impl Trash {
         self.directories.append(&mut other.directories);
         self.files.append(&mut other.files);
         self
+    }
+
+    /// Bytes on the disk.
+    pub(super) fn size(&self) -> u64 {
+        let mut seen = BTreeSet::new();
+        let directories = self.directories.iter().map(|(held, _)| held.path());
+        let all = directories.chain(self.files.iter().map(PathBuf::as_path));
+        all.map(|path| disk_usage(path, &mut seen)).sum()
     }
 
     /// Failures are left for the next open.
@@ -60,34 +61,6 @@ impl Trash {
             }
         }
     }
-}
-
-pub(super) fn remove(disk: &Disk, reference: &Reference) -> Result<Removed, Error> {
-    let images = disk.images()?;
-    let lock = disk.lock()?;
-    let mut names = disk.read_index()?;
-    let target = names
-        .iter()
-        .find(|named| &named.reference == reference)
-        .map(|named| named.target.digest().clone())
-        .ok_or_else(|| Error::not_found(reference))?;
-    names.retain(|named| &named.reference != reference);
-    let last = !names.iter().any(|named| *named.target.digest() == target);
-    disk.write_index(&lock, &names)?;
-    let trash = match last {
-        true => unreachable(disk, &lock)?,
-        false => Trash::nothing(),
-    };
-    drop(lock);
-    trash.empty();
-    let id = images
-        .iter()
-        .find(|image| image.is(reference))
-        .map(|image| image.id);
-    Ok(Removed {
-        reference: reference.clone(),
-        deleted: id.filter(|_| last),
-    })
 }
 
 /// Takes away the staging directories of processes that are gone.
@@ -156,6 +129,26 @@ pub(super) fn is_kept(disk: &Disk, manifest: Digest) -> bool {
         })
     };
     leased || named()
+}
+
+/// Of a file or all of a directory, each inode once. What can't be read counts as nothing.
+fn disk_usage(path: &Path, seen: &mut BTreeSet<(u64, u64)>) -> u64 {
+    let Ok(metadata) = fs::symlink_metadata(path) else {
+        return 0;
+    };
+    if metadata.nlink() > 1 && !metadata.is_dir() && !seen.insert((metadata.dev(), metadata.ino()))
+    {
+        return 0;
+    }
+    // `st_blocks` counts 512 bytes, whatever the file system's block is (stat(2)).
+    let own = metadata.blocks() * 512;
+    let within: u64 = match metadata.is_dir() {
+        true => entries(path).map_or(0, |entries| {
+            entries.iter().map(|entry| disk_usage(entry, seen)).sum()
+        }),
+        false => 0,
+    };
+    own + within
 }
 
 fn is_live(path: &Path, live: &BTreeSet<OsString>) -> bool {
