@@ -8,7 +8,9 @@ pub mod api;
 pub mod auth;
 pub mod cache;
 pub mod cidr;
+pub mod cluster_info;
 pub mod controllers;
+pub mod presence;
 pub mod resources;
 pub mod scheduler;
 pub mod schema;
@@ -22,6 +24,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use http::Request;
@@ -37,6 +40,7 @@ use auth::tokens::{TokenError, Tokens};
 use cache::{Cache, CacheWriter};
 use cidr::Cidr;
 use controllers::Informers;
+use presence::Presence;
 use resources::Registry;
 pub use server::BindError;
 use store::Snapshot;
@@ -61,6 +65,8 @@ pub struct Config {
     pub service_cidr: Cidr,
     /// Whether the controllers and the scheduler run too.
     pub controllers: bool,
+    /// The longest life of the certificates that nodes get.
+    pub signing_duration: Duration,
 }
 
 pub const CLUSTER_CIDR: Cidr = Cidr::containing(Ipv4Addr::new(10, 42, 0, 0), 16);
@@ -77,6 +83,7 @@ impl Config {
             cluster_cidr: CLUSTER_CIDR,
             service_cidr: SERVICE_CIDR,
             controllers: true,
+            signing_duration: controllers::SIGNING_DURATION,
         }
     }
 }
@@ -111,7 +118,16 @@ pub struct Running {
     pub local_addr: Option<SocketAddr>,
     store: Arc<SqliteStore>,
     workers: Option<Workers>,
-    server: Option<JoinHandle<()>>,
+    servers: Vec<JoinHandle<()>>,
+    endpoint: Endpoint,
+    stopping: CancellationToken,
+}
+
+/// What every listening socket serves.
+struct Endpoint {
+    api: Arc<Api>,
+    tls: Arc<rustls::ServerConfig>,
+    presence: Presence,
     stopping: CancellationToken,
 }
 
@@ -159,46 +175,81 @@ impl ControlPlane {
         let api = Arc::new(api);
         let mut objects = auth::bootstrap::cluster_roles();
         objects.extend(auth::bootstrap::cluster_role_bindings());
+        objects.extend(auth::bootstrap::cluster_info_access());
         api.bootstrap(objects).await?;
         let client = client(api.clone());
-        let server = match listener {
-            Some(listener) => Some(serve(listener, &pki, api, &stopping)?),
-            None => None,
+        let endpoint = Endpoint {
+            api,
+            tls: pki.server_config()?,
+            presence: Presence::default(),
+            stopping: stopping.clone(),
         };
-        let workers = config.controllers.then(|| Workers::start(&client, &pki));
+        let servers = listener.into_iter().map(|l| endpoint.serve(l)).collect();
+        let pki = Arc::new(pki);
+        let workers = config
+            .controllers
+            .then(|| Workers::start(&client, &pki, &endpoint.presence, config.signing_duration));
         Ok(Running {
             client,
-            pki: Arc::new(pki),
+            pki,
             local_addr,
             store,
             workers,
-            server,
+            servers,
+            endpoint,
             stopping,
         })
     }
 }
 
 impl Running {
+    /// A client of the API in this process with the rights of a node's agent.
+    pub fn node_client(&self, node: &str) -> kube::Client {
+        let name = format!("{}{node}", auth::NODE_PREFIX);
+        let user = UserInfo::authenticated(name, [auth::NODES.to_string()]);
+        client_of(self.endpoint.api.clone(), user)
+    }
+
+    /// Serves the API on another address too.
+    ///
+    /// # Errors
+    /// When the address is taken, or none of this host's.
+    pub async fn listen_also(&mut self, address: SocketAddr) -> Result<SocketAddr, StartError> {
+        let listener = server::bind(address).await?;
+        let address = listener.local_addr().unwrap_or(address);
+        self.servers.push(self.endpoint.serve(listener));
+        Ok(address)
+    }
+
     /// Stops the controllers and the scheduler, ends connections, and closes the store.
     pub async fn shutdown(self) {
         if let Some(workers) = self.workers {
             workers.stop().await;
         }
         self.stopping.cancel();
-        if let Some(Err(error)) = match self.server {
-            Some(server) => Some(server.await),
-            None => None,
-        } {
-            tracing::error!(%error, "the API's endpoint failed");
+        for server in self.servers {
+            if let Err(error) = server.await {
+                tracing::error!(%error, "the API's endpoint failed");
+            }
         }
         self.store.close().await;
     }
 }
 
 impl Workers {
-    fn start(client: &kube::Client, pki: &Pki) -> Self {
+    fn start(
+        client: &kube::Client,
+        pki: &Arc<Pki>,
+        presence: &Presence,
+        signing_duration: Duration,
+    ) -> Self {
         let informers = Informers::start(client);
-        let config = controllers::Config::new(pki.ca().to_string());
+        let config = controllers::Config {
+            signer: Some(pki.clone()),
+            signing_duration,
+            presence: presence.clone(),
+            ..controllers::Config::new(pki.ca().to_string())
+        };
         let controllers = controllers::start(client.clone(), &informers, config);
         let scheduler = scheduler::start(client.clone(), &informers);
         Self {
@@ -217,26 +268,31 @@ impl Workers {
 
 /// A client of the API in this process, with the control plane's own rights.
 pub fn client(api: Arc<Api>) -> kube::Client {
+    client_of(api, UserInfo::control_plane())
+}
+
+fn client_of(api: Arc<Api>, user: UserInfo) -> kube::Client {
     let service = tower::service_fn(move |request: Request<kube::client::Body>| {
-        let api = api.clone();
+        let (api, user) = (api.clone(), user.clone());
         async move {
             let mut request = request.map(Body::new);
-            request.extensions_mut().insert(UserInfo::control_plane());
+            request.extensions_mut().insert(user);
             Ok::<_, Infallible>(api.handle(request).await)
         }
     });
     kube::Client::new(service, "default")
 }
 
-fn serve(
-    listener: TcpListener,
-    pki: &Pki,
-    api: Arc<Api>,
-    stopping: &CancellationToken,
-) -> Result<JoinHandle<()>, StartError> {
-    let tls = pki.server_config()?;
-    let serving = server::serve(listener, tls, api, stopping.clone());
-    Ok(tokio::spawn(serving))
+impl Endpoint {
+    fn serve(&self, listener: TcpListener) -> JoinHandle<()> {
+        tokio::spawn(server::serve(
+            listener,
+            self.tls.clone(),
+            self.api.clone(),
+            self.presence.clone(),
+            self.stopping.clone(),
+        ))
+    }
 }
 
 fn open(directory: &Path, names: &[String]) -> Result<(Opened, Snapshot, Pki), StartError> {

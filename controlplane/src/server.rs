@@ -21,6 +21,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::api::Api;
 use crate::auth::{UserInfo, authenticate};
+use crate::presence::Presence;
 
 /// A client that has not finished its handshake by then is let go.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -60,6 +61,7 @@ pub(crate) async fn serve(
     listener: TcpListener,
     tls: Arc<rustls::ServerConfig>,
     api: Arc<Api>,
+    presence: Presence,
     stopping: CancellationToken,
 ) {
     let acceptor = TlsAcceptor::from(tls);
@@ -74,6 +76,7 @@ pub(crate) async fn serve(
                 let connection = Connection {
                     acceptor: acceptor.clone(),
                     api: api.clone(),
+                    presence: presence.clone(),
                     stopping: stopping.clone(),
                     peer,
                 };
@@ -93,6 +96,7 @@ pub(crate) async fn serve(
 struct Connection {
     acceptor: TlsAcceptor,
     api: Arc<Api>,
+    presence: Presence,
     stopping: CancellationToken,
     peer: SocketAddr,
 }
@@ -122,6 +126,8 @@ impl Connection {
             .peer_certificates()
             .and_then(|chain| chain.first())
             .and_then(authenticate::from_certificate);
+        let node = user.as_ref().and_then(UserInfo::node);
+        let _present = node.map(|node| self.presence.connect(node));
         let api = self.api.clone();
         let service = service_fn(move |mut request: Request<Incoming>| {
             if let Some(user) = &user {

@@ -3,6 +3,7 @@
 //! Each step is a file with one function. They run in the order of [`admit`], on every
 //! create and update of a main resource, and read other objects from the watch cache.
 
+mod certificates;
 mod namespace;
 mod node;
 
@@ -29,6 +30,8 @@ pub struct Request<'a> {
 ///
 /// # Errors
 /// Of the first step that refuses it.
-pub fn admit(request: &Request<'_>, _object: &mut Value) -> Result<(), ApiError> {
-    namespace::exists(request)
+pub fn admit(request: &Request<'_>, object: &mut Value) -> Result<(), ApiError> {
+    namespace::exists(request)?;
+    certificates::stamp(request, object);
+    Ok(())
 }

@@ -283,8 +283,15 @@ fn subresources(resource: &Resource) -> Vec<Subresource> {
     if resource.scale.is_some() {
         parts.push(SCALE);
     }
+    let gvk = (resource.group, resource.version, resource.kind);
+    if resource.has_approval {
+        parts.push(Subresource {
+            name: "approval",
+            gvk,
+            verbs: PART_VERBS,
+        });
+    }
     if resource.has_status {
-        let gvk = (resource.group, resource.version, resource.kind);
         parts.push(Subresource {
             name: "status",
             gvk,

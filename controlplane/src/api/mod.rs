@@ -10,6 +10,7 @@
 //! parts alike. [`call::Call`] is one request to a resource; each verb is a file.
 
 pub mod answer;
+mod approval;
 mod bootstrap;
 pub mod builtin;
 pub mod call;
@@ -234,6 +235,9 @@ impl Api {
             ("status", _, Verb::Get) if resource.has_status => self.get(call),
             ("status", _, Verb::Update) if resource.has_status => self.update(call, body).await,
             ("status", _, Verb::Patch) if resource.has_status => self.patch(call, body).await,
+            ("approval", _, Verb::Get) if resource.has_approval => self.get(call),
+            ("approval", _, Verb::Update) if resource.has_approval => self.update(call, body).await,
+            ("approval", _, Verb::Patch) if resource.has_approval => self.patch(call, body).await,
             ("scale", Some(scale), Verb::Get) => self.get_scale(call, scale),
             ("scale", Some(scale), Verb::Update) => self.update_scale(call, scale, body).await,
             ("scale", Some(scale), Verb::Patch) => self.patch_scale(call, scale, body).await,

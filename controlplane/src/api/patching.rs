@@ -18,10 +18,7 @@ use crate::resources::FieldError;
 impl Api {
     pub(super) async fn patch(&self, call: &Call, body: &[u8]) -> Result<Answer, ApiError> {
         let patch = Patch::read(media_type(call.content_type()), body)?;
-        let surface = match call.subresource.as_str() {
-            "status" => Surface::Status,
-            _ => Surface::Object,
-        };
+        let surface = Surface::of(call);
         let mut warnings = Vec::new();
         if let Patch::Apply(applied) = &patch {
             return self.apply(call, surface, applied).await;

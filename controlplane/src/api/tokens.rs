@@ -9,7 +9,10 @@ use super::call::{Call, object_of, text_header};
 use super::decode;
 use super::object::{self, Object};
 use super::status::ApiError;
+use k8s_openapi::api::core::v1::Secret;
+
 use crate::auth::UserInfo;
+use crate::auth::bootstrap_tokens::{self, BootstrapToken, Refused};
 use crate::auth::tokens::{self, Bound, Claims, Kubernetes, Reference};
 use crate::cache::Cache;
 use crate::store::Key;
@@ -31,20 +34,46 @@ impl Api {
         if !scheme.eq_ignore_ascii_case("bearer") {
             return Ok(None);
         }
+        let token = token.trim();
+        if let Some(bootstrap) = BootstrapToken::parse(token) {
+            return self.bootstrap_user(&bootstrap).map(Some);
+        }
         let own = self
             .credentials
             .as_ref()
             .ok_or_else(ApiError::unauthorized)?;
-        match own
-            .tokens
-            .check(token.trim(), &[tokens::ISSUER], &*self.cache)
-        {
+        match own.tokens.check(token, &[tokens::ISSUER], &*self.cache) {
             Ok((user, _)) => Ok(Some(user)),
             Err(error) => {
                 tracing::debug!(%error, "a bearer token was refused");
                 Err(ApiError::unauthorized())
             }
         }
+    }
+
+    fn bootstrap_user(&self, token: &BootstrapToken<'_>) -> Result<UserInfo, ApiError> {
+        let key = Key::new(
+            "",
+            "secrets",
+            bootstrap_tokens::NAMESPACE,
+            &token.secret_name(),
+        );
+        let secret = self.cache.get(&key);
+        let secret = secret.and_then(|entry| serde_json::from_slice::<Secret>(&entry.bytes).ok());
+        let checked = match secret {
+            Some(secret) => token.user(&secret, jiff::Timestamp::now()),
+            None => Err(Refused::Unknown),
+        };
+        checked.map_err(|refused| {
+            tracing::debug!(id = token.id, %refused, "a bootstrap token was refused");
+            match refused {
+                Refused::Unknown => ApiError::unauthorized(),
+                told => ApiError {
+                    message: format!("Unauthorized: {told}"),
+                    ..ApiError::unauthorized()
+                },
+            }
+        })
     }
 
     pub(super) fn create_token(&self, call: &Call, body: &[u8]) -> Result<Answer, ApiError> {

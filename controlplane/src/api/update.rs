@@ -29,9 +29,22 @@ pub(super) enum Surface {
     Object,
     /// The status subresource: status, and the metadata that people may set.
     Status,
+    /// The approval subresource: the conditions that approve or deny.
+    Approval,
     /// A change that the server itself makes (binding, finalizers): nothing is filled in or
     /// checked.
     Internal,
+}
+
+impl Surface {
+    /// The surface that a client's request works on.
+    pub(super) fn of(call: &Call) -> Self {
+        match call.subresource.as_str() {
+            "status" => Self::Status,
+            "approval" => Self::Approval,
+            _ => Self::Object,
+        }
+    }
 }
 
 /// What the present object should become.
@@ -48,10 +61,7 @@ impl Api {
         let decoded = decode::object(&call.resource, call.content_type(), body, validation)?;
         let mut object = decoded.object;
         check_addressed(call, &mut object)?;
-        let surface = match call.subresource.as_str() {
-            "status" => Surface::Status,
-            _ => Surface::Object,
-        };
+        let surface = Surface::of(call);
         if !self.exists(call) && surface == Surface::Object && creates_on_update(&call.stored) {
             let stored = self.create_object(call, object).await?;
             return Ok(Answer::object(call, StatusCode::CREATED, &stored)?.warn(decoded.warnings));
@@ -144,10 +154,13 @@ impl Api {
                 next.set_meta("resourceVersion", current.resource_version());
                 return Ok(next);
             }
-            Surface::Status => {
+            Surface::Status | Surface::Approval => {
                 next = with_status(current, &next);
                 keep_system_metadata(&mut next, current);
                 (resource.hooks.default)(&mut next);
+                if resource.has_approval {
+                    self.settle_approval(call, surface, &mut next, current)?;
+                }
             }
             Surface::Object => {
                 keep_system_metadata(&mut next, current);

@@ -195,6 +195,9 @@ fn node_may(node: &str, request: &Attributes<'_>) -> bool {
             request.namespace == "kube-node-lease"
                 && (request.verb == "create" || request.name == node)
         }
+        ("certificates.k8s.io", "certificatesigningrequests", "") => {
+            reads || request.verb == "create"
+        }
         ("authentication.k8s.io", "tokenreviews", "")
         | ("authorization.k8s.io", "subjectaccessreviews", "") => request.verb == "create",
         _ => false,

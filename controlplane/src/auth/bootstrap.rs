@@ -6,6 +6,18 @@
 
 use serde_json::{Value, json};
 
+use super::bootstrap_tokens::BOOTSTRAPPERS;
+use super::{ANONYMOUS, NODES};
+
+const CERTIFICATES: &str = "certificates.k8s.io";
+/// Whose members' requests for a node's first certificate are approved.
+const NODE_CLIENT: &str = "system:certificates.k8s.io:certificatesigningrequests:nodeclient";
+/// Whose members' requests for the same certificate anew are approved.
+const SELF_NODE_CLIENT: &str =
+    "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient";
+/// The ConfigMap of kube-public by which a host gets to know the cluster.
+pub const CLUSTER_INFO: &str = "cluster-info";
+
 /// What a person who works in a namespace may change.
 const EDITABLE: &[(&str, &[&str])] = &[
     (
@@ -173,6 +185,31 @@ pub fn cluster_roles() -> Vec<Value> {
                 "/version/",
             ])],
         ),
+        // What a host needs to become a node, and a node to stay one.
+        cluster_role(
+            "system:node-bootstrapper",
+            vec![rule(
+                &["create", "get", "list", "watch"],
+                CERTIFICATES,
+                &["certificatesigningrequests"],
+            )],
+        ),
+        cluster_role(
+            NODE_CLIENT,
+            vec![rule(
+                &["create"],
+                CERTIFICATES,
+                &["certificatesigningrequests/nodeclient"],
+            )],
+        ),
+        cluster_role(
+            SELF_NODE_CLIENT,
+            vec![rule(
+                &["create"],
+                CERTIFICATES,
+                &["certificatesigningrequests/selfnodeclient"],
+            )],
+        ),
         cluster_role(
             "system:monitoring",
             vec![paths(&[
@@ -188,6 +225,26 @@ pub fn cluster_roles() -> Vec<Value> {
     ]
 }
 
+/// Everybody may read how the cluster is reached and what its authority is, as with kubeadm.
+pub fn cluster_info_access() -> [Value; 2] {
+    let name = "kubeadm:bootstrap-signer-clusterinfo";
+    let metadata = json!({"name": name, "namespace": "kube-public"});
+    let group = "rbac.authorization.k8s.io";
+    [
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": metadata,
+            "rules": [{"verbs": ["get"], "apiGroups": [""], "resources": ["configmaps"],
+                "resourceNames": [CLUSTER_INFO]}],
+        }),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
+            "metadata": metadata,
+            "roleRef": {"apiGroup": group, "kind": "Role", "name": name},
+            "subjects": [{"kind": "User", "apiGroup": group, "name": ANONYMOUS}],
+        }),
+    ]
+}
+
 /// The ClusterRoleBindings.
 pub fn cluster_role_bindings() -> Vec<Value> {
     vec![
@@ -199,6 +256,9 @@ pub fn cluster_role_bindings() -> Vec<Value> {
             &["system:authenticated", "system:unauthenticated"],
         ),
         binding("system:monitoring", &["system:monitoring"]),
+        binding("system:node-bootstrapper", &[BOOTSTRAPPERS]),
+        binding(NODE_CLIENT, &[BOOTSTRAPPERS]),
+        binding(SELF_NODE_CLIENT, &[NODES]),
     ]
 }
 

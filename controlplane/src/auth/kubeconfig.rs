@@ -19,6 +19,23 @@ pub fn write_admin(path: &Path, server: &str, pki: &Pki) -> Result<(), PkiError>
     )
 }
 
+/// A configuration that names the cluster, and nobody to be there.
+pub fn render_cluster(server: &str, ca: &str) -> String {
+    let ca = BASE64_STANDARD.encode(ca);
+    format!(
+        "apiVersion: v1
+kind: Config
+clusters:
+- name: \"\"
+  cluster:
+    server: {server}
+    certificate-authority-data: {ca}
+contexts: []
+users: []
+"
+    )
+}
+
 fn render(server: &str, ca: &str, user: &str, credentials: &Credentials) -> String {
     let encode = |pem: &str| BASE64_STANDARD.encode(pem);
     format!(

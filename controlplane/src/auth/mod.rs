@@ -7,8 +7,10 @@
 pub mod authenticate;
 pub mod authorize;
 pub mod bootstrap;
+pub mod bootstrap_tokens;
 pub mod kubeconfig;
 pub mod pki;
+pub mod signing;
 pub mod tokens;
 
 /// Members may do everything, whatever RBAC says: the way in when RBAC is broken.

@@ -89,7 +89,7 @@ pub struct NodeCredentials {
 pub struct Pki {
     dir: PathBuf,
     ca_pem: String,
-    issuer: Issuer<'static, KeyPair>,
+    pub(super) issuer: Issuer<'static, KeyPair>,
     server: Credentials,
     admin: Credentials,
     kubelet_client: Credentials,

@@ -3,8 +3,9 @@
 use std::fmt::Debug;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Secret, ServiceAccount};
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
@@ -12,6 +13,7 @@ use serde::de::DeserializeOwned;
 use super::informer::{Index, Informer};
 use super::ownership::controller_ref;
 use super::tasks::Tasks;
+use crate::auth::bootstrap_tokens;
 
 /// The informers that controllers and the scheduler share.
 #[derive(Clone)]
@@ -26,6 +28,9 @@ pub struct Informers {
     pub service_accounts: Informer<ServiceAccount>,
     /// Those named `kube-root-ca.crt`, one in each namespace.
     pub root_cas: Informer<ConfigMap>,
+    pub certificate_requests: Informer<CertificateSigningRequest>,
+    /// The Secrets behind bootstrap tokens.
+    pub bootstrap_tokens: Informer<Secret>,
     tasks: Tasks,
 }
 
@@ -52,6 +57,8 @@ impl Informers {
             namespaces: Informer::new(&[]),
             service_accounts: Informer::new(&[]),
             root_cas: Informer::new(&[]),
+            certificate_requests: Informer::new(&[]),
+            bootstrap_tokens: Informer::new(&[]),
             tasks: Tasks::default(),
         };
         informers.feed(&informers.deployments, Api::all(client.clone()), "");
@@ -69,6 +76,13 @@ impl Informers {
             &informers.root_cas,
             Api::all(client.clone()),
             "metadata.name=kube-root-ca.crt",
+        );
+        let requests = Api::all(client.clone());
+        informers.feed(&informers.certificate_requests, requests, "");
+        informers.feed(
+            &informers.bootstrap_tokens,
+            Api::namespaced(client.clone(), bootstrap_tokens::NAMESPACE),
+            "type=bootstrap.kubernetes.io/token",
         );
         informers
     }

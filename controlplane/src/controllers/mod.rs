@@ -8,6 +8,7 @@
 //! functions of what was observed, so that they are tested without a server. Every controller
 //! can be stopped at any instant: nothing that matters is in its memory alone.
 
+mod certificates;
 mod deployment;
 mod event_ttl;
 pub mod events;
@@ -25,8 +26,10 @@ mod replicaset;
 pub mod runner;
 mod service_account;
 pub mod tasks;
+mod token_cleaner;
 pub(crate) mod writes;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use kube::Client;
@@ -37,8 +40,14 @@ use events::EventRecorder;
 use monitor::Monitor;
 use tasks::Tasks;
 
+use crate::auth::pki::Pki;
+use crate::presence::Presence;
+
+/// As kube-controller-manager's: a year.
+pub const SIGNING_DURATION: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// What the controllers have to be told.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Config {
     /// The certificate of the authority that signed the API server's, in PEM: published in
     /// every namespace as the ConfigMap `kube-root-ca.crt`.
@@ -49,6 +58,12 @@ pub struct Config {
     pub pod_quarantine: Duration,
     /// How many finished pods may stay before the oldest are removed.
     pub terminated_pods: usize,
+    /// Signs what is asked for by CertificateSigningRequests; without it nobody does.
+    pub signer: Option<Arc<Pki>>,
+    /// The longest life of a certificate that is signed (`--cluster-signing-duration`).
+    pub signing_duration: Duration,
+    /// Which nodes are connected.
+    pub presence: Presence,
 }
 
 impl Config {
@@ -58,6 +73,9 @@ impl Config {
             node_grace_period: Duration::from_secs(10),
             pod_quarantine: Duration::from_secs(40),
             terminated_pods: 12_500,
+            signer: None,
+            signing_duration: SIGNING_DURATION,
+            presence: Presence::default(),
         }
     }
 }
@@ -85,8 +103,19 @@ pub fn start(client: Client, informers: &Informers, config: Config) -> Running {
         informers,
         &events,
         config.node_grace_period,
+        config.presence.clone(),
         &tasks,
     );
+    if let Some(pki) = config.signer.clone() {
+        certificates::start(
+            client.clone(),
+            informers,
+            pki,
+            config.signing_duration,
+            &tasks,
+        );
+    }
+    token_cleaner::start(client.clone(), informers, &tasks);
     pod_gc::start(client.clone(), informers, &config, &tasks);
     service_account::start(client.clone(), informers, config.root_ca, &tasks);
     event_ttl::start(client.clone(), &tasks);

@@ -5,6 +5,7 @@
 //! prints. The [`Registry`] is a value, so that it can grow at run time. Objects are dynamic
 //! JSON here; their structure comes from the generated `schema` table.
 
+pub(crate) mod certificates;
 mod configmaps;
 mod deployments;
 mod error;
@@ -14,6 +15,7 @@ mod metadata;
 mod namespaces;
 mod nodes;
 mod object;
+mod pod_disruption_budgets;
 mod pod_spec;
 mod pods;
 mod print;
@@ -46,6 +48,8 @@ pub struct Resource {
     /// The definition in the schema table, as `io.k8s.api.core.v1.Pod`.
     pub schema: &'static str,
     pub has_status: bool,
+    /// Whether its objects are approved or denied, by the subresource `approval`.
+    pub has_approval: bool,
     pub scale: Option<Scale>,
     /// Whether `metadata.generation` counts changes of everything but metadata and status.
     pub has_generation: bool,
@@ -203,6 +207,7 @@ impl Resource {
             namespaced: true,
             schema,
             has_status: false,
+            has_approval: false,
             scale: None,
             has_generation: false,
             hooks: Hooks::NONE,
@@ -299,11 +304,13 @@ impl Registry {
 pub fn registry() -> Registry {
     let mut registry = Registry::default();
     for resource in [
+        certificates::resource(),
         configmaps::resource(),
         deployments::resource(),
         leases::resource(),
         namespaces::resource(),
         nodes::resource(),
+        pod_disruption_budgets::resource(),
         pods::resource(),
         replicasets::resource(),
         secrets::resource(),

@@ -79,6 +79,12 @@ pub(super) fn add(
         return;
     }
     paths.insert(one.clone(), writer.item(resource.schema, "", true));
+    if resource.has_approval {
+        paths.insert(
+            format!("{one}/approval"),
+            writer.item(resource.schema, "Approval", false),
+        );
+    }
     if resource.has_status {
         paths.insert(
             format!("{one}/status"),

@@ -3,6 +3,7 @@
 //!
 //!     lease renewed -> heartbeat noted (no reconcile)
 //!     grace period over without one -> Ready is Unknown -> taints -> eviction
+//!     its agent's connections closed, none within a second -> the same, at once
 //!
 //! A node's silence is measured on this process's clock, from the heartbeat that it last saw:
 //! clocks of nodes don't matter, and a control plane that was away gives every node a full
@@ -31,9 +32,12 @@ use super::pod_state::is_ready;
 use super::queue::WorkQueue;
 use super::runner::{self, Controller, Next};
 use super::tasks::Tasks;
+use crate::presence::Presence;
 use taints::Readiness;
 
 const WORKERS: usize = 4;
+/// How long an agent may take to connect again before its node counts as gone: a restart.
+const RETURN: Duration = Duration::from_secs(1);
 /// The conditions that a node reports itself, and can't any more when it is silent.
 const REPORTED: [&str; 4] = ["Ready", "MemoryPressure", "DiskPressure", "PIDPressure"];
 
@@ -42,6 +46,7 @@ pub(super) fn start(
     informers: &Informers,
     events: &EventRecorder,
     grace_period: Duration,
+    presence: Presence,
     tasks: &Tasks,
 ) {
     let queue = WorkQueue::default();
@@ -52,8 +57,13 @@ pub(super) fn start(
         events: events.named("node-controller"),
         grace_period,
         heartbeats: Mutex::default(),
+        presence: presence.clone(),
     });
     controller.watch(informers, &queue);
+    let absent = queue.clone();
+    tasks.supervise("node-presence", move || {
+        notice_absence(presence.clone(), absent.clone())
+    });
     runner::run(controller, &queue, WORKERS, tasks);
     eviction::start(client, informers, events, tasks);
 }
@@ -66,6 +76,19 @@ struct NodeLifecycle {
     grace_period: Duration,
     /// When each node was last heard of.
     heartbeats: Mutex<HashMap<Arc<str>, Instant>>,
+    /// Which nodes' connections are closed.
+    presence: Presence,
+}
+
+/// Has every node looked at that lost its last connection and did not return.
+async fn notice_absence(presence: Presence, queue: WorkQueue<ObjectKey>) {
+    let mut losses = presence.losses();
+    losses.mark_changed();
+    while losses.changed().await.is_ok() {
+        for node in presence.absent() {
+            queue.add_after(ObjectKey::cluster(&node), RETURN);
+        }
+    }
 }
 
 impl Controller for NodeLifecycle {
@@ -78,6 +101,7 @@ impl Controller for NodeLifecycle {
         self.pods.synced().await;
         let Some(node) = self.nodes.get(key) else {
             self.heartbeats().remove(&key.name);
+            self.presence.forget(&key.name);
             return Ok(Next::Wait);
         };
         let heard = *self
@@ -86,8 +110,13 @@ impl Controller for NodeLifecycle {
             .or_insert_with(Instant::now);
         let silence = heard.elapsed();
         let mut node = Node::clone(&node);
-        if silence >= self.grace_period && taints::readiness(&node) != Readiness::Unknown {
-            warn!(node = %key, ?silence, "node is silent; taking it for unreachable");
+        let is_gone = self
+            .presence
+            .absent_for(&key.name)
+            .is_some_and(|absence| absence >= RETURN);
+        let is_silent = silence >= self.grace_period;
+        if (is_silent || is_gone) && taints::readiness(&node) != Readiness::Unknown {
+            warn!(node = %key, ?silence, is_gone, "node is silent; taking it for unreachable");
             node = self.mark_unknown(node).await?;
         }
         if taints::readiness(&node) != Readiness::Ready {
