@@ -33,7 +33,7 @@ const TOKEN_MARGIN: Duration = Duration::from_secs(10);
 #[derive(Default)]
 pub(super) struct Authorizer {
     tokens: Mutex<HashMap<TokenKey, Token>>,
-    /// Servers (scheme and authority) that want a name and a password with each request.
+    /// Servers (host and port) that want a name and a password with each request.
     basic: Mutex<HashSet<String>>,
 }
 
@@ -68,7 +68,7 @@ impl Asker<'_> {
 
     fn key(&self, server: &Uri) -> TokenKey {
         TokenKey {
-            server: origin(server),
+            server: authority(server),
             account: self.account.map(Credentials::fingerprint),
             scope: self.scope.to_owned(),
         }
@@ -86,7 +86,9 @@ impl Authorizer {
         }
         drop(tokens);
         match asker.account {
-            Some(account) if self.basic.lock().contains(&origin(server)) => basic_header(account),
+            Some(account) if self.basic.lock().contains(&authority(server)) => {
+                basic_header(account)
+            }
             _ => None,
         }
     }
@@ -118,15 +120,17 @@ impl Authorizer {
         }
         let header = asker.account.and_then(basic_header);
         if header.is_some() {
-            self.basic.lock().insert(origin(server));
+            self.basic.lock().insert(authority(server));
         }
         Ok(header)
     }
 }
 
-fn origin(url: &Uri) -> String {
+/// Host and port. Whether there is TLS makes no difference to who asks: a server that is spoken
+/// to in both ways is one that fell back, and it has to be recognised before it does.
+fn authority(url: &Uri) -> String {
     let authority = url.authority().map_or("", |authority| authority.as_str());
-    format!("{}://{authority}", url.scheme_str().unwrap_or_default())
+    authority.to_owned()
 }
 
 fn basic_header(account: &Credentials) -> Option<HeaderValue> {

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use http::Uri;
+use http::{HeaderValue, Uri};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
@@ -58,6 +58,16 @@ impl Connector {
             system,
             tls: OnceCell::new(),
         }))
+    }
+}
+
+impl Connector {
+    /// What a proxy wants to see with a request that is handed to it; with the others, it saw it
+    /// when their connections were made.
+    pub(super) fn proxy_authorization(&self, url: &Uri) -> Option<HeaderValue> {
+        let plain = url.scheme_str() == Some("http");
+        let proxy = self.0.proxy.intercept(url).filter(|_| plain)?;
+        proxy.basic_auth().cloned()
     }
 }
 

@@ -11,7 +11,9 @@ use std::time::{Duration, SystemTime};
 use bytes::{Bytes, BytesMut};
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt};
-use http::header::{HeaderMap, HeaderValue, LOCATION, RETRY_AFTER, USER_AGENT};
+use http::header::{
+    HeaderMap, HeaderValue, LOCATION, PROXY_AUTHORIZATION, RETRY_AFTER, USER_AGENT,
+};
 use http::uri::{Authority, Scheme};
 use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full};
@@ -53,6 +55,7 @@ impl PlainHttp {
 /// An HTTP client for one set of settings, with its connections.
 pub(super) struct Transport {
     client: Client<Connector, Full<Bytes>>,
+    connector: Connector,
     connect_timeout: Duration,
     timeouts: Timeouts,
     pub(super) plain_http: PlainHttp,
@@ -95,12 +98,14 @@ impl Transport {
         timeouts: Timeouts,
         plain_http: PlainHttp,
     ) -> Self {
+        let connector = Connector::new(settings, system);
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE)
-            .build(Connector::new(settings, system));
+            .build(connector.clone());
         Self {
             client,
+            connector,
             connect_timeout: settings.connect_timeout,
             timeouts,
             plain_http,
@@ -122,6 +127,9 @@ impl Transport {
             }
             let agent = HeaderValue::from_static(concat!("skiff/", env!("CARGO_PKG_VERSION")));
             headers.entry(USER_AGENT).or_insert(agent);
+            if let Some(account) = self.connector.proxy_authorization(&url) {
+                headers.insert(PROXY_AUTHORIZATION, account);
+            }
             let response = self.exchange(request, &url).await?;
             let target = match redirect_target(&ask.method, &response) {
                 None => {
