@@ -1,5 +1,6 @@
 //! A directory becomes an image of one layer, always with the same bytes for the same tree.
 
+mod holes;
 mod tree;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,6 +41,10 @@ pub struct PackOptions {
     pub workdir: Option<String>,
     pub stop_signal: Option<String>,
     pub labels: BTreeMap<String, String>,
+    /// Directories.
+    pub volumes: Vec<String>,
+    /// `linux/arm64` or `linux/arm/v7`; this machine's if not given.
+    pub platform: Option<String>,
     pub compression: Compression,
     /// Seconds since 1970: when the image was created, and the latest time that a file in it may
     /// carry. Without it, the newest file's time.
@@ -58,10 +63,18 @@ pub fn pack(rootfs: &Path, options: &PackOptions, to: &Path) -> Result<(), Error
     if options.references.is_empty() {
         return Err(refuse("the image needs a name"));
     }
+    let platform = match &options.platform {
+        Some(platform) => parse_platform(platform).ok_or_else(|| {
+            refuse(&format!(
+                "'{platform}' is no platform, as linux/amd64 and linux/arm/v7 are"
+            ))
+        })?,
+        None => vec!["linux".to_owned(), architecture()],
+    };
     let tree = Tree::read(rootfs)?;
     let created = options.created.unwrap_or_else(|| tree.newest());
     let layer = Layer::write(&tree, created, options.compression)?;
-    let config = serde_json::to_vec(&configuration(options, created, layer.diff_id))
+    let config = serde_json::to_vec(&configuration(options, &platform, created, layer.diff_id))
         .map_err(Error::json("the image configuration"))?;
     let manifest = ImageManifestBuilder::default()
         .schema_version(SCHEMA_VERSION)
@@ -113,7 +126,12 @@ fn scratch(bytes: &[u8]) -> io::Result<File> {
 }
 
 /// The configuration in the field order of the specification, with sorted maps.
-fn configuration(options: &PackOptions, created: i64, diff_id: Digest) -> Value {
+fn configuration(
+    options: &PackOptions,
+    platform: &[String],
+    created: i64,
+    diff_id: Digest,
+) -> Value {
     let mut config = Map::new();
     let mut set = |name: &str, value: Value| {
         config.insert(name.to_owned(), value);
@@ -135,6 +153,11 @@ fn configuration(options: &PackOptions, created: i64, diff_id: Digest) -> Value 
     if !options.cmd.is_empty() {
         set("Cmd", json!(options.cmd));
     }
+    if !options.volumes.is_empty() {
+        let volumes = options.volumes.iter();
+        let volumes = volumes.map(|volume| (volume.clone(), json!({})));
+        set("Volumes", Value::Object(volumes.collect()));
+    }
     if let Some(workdir) = &options.workdir {
         set("WorkingDir", json!(workdir));
     }
@@ -147,14 +170,28 @@ fn configuration(options: &PackOptions, created: i64, diff_id: Digest) -> Value 
     let created = jiff::Timestamp::from_second(created)
         .unwrap_or(jiff::Timestamp::UNIX_EPOCH)
         .to_string();
-    json!({
+    let mut image = json!({
         "created": created,
-        "architecture": architecture(),
-        "os": "linux",
+        "architecture": platform[1],
+        "os": platform[0],
         "config": config,
         "rootfs": {"type": "layers", "diff_ids": [diff_id]},
         "history": [{"created": created, "created_by": "skiff image pack"}],
-    })
+    });
+    if let Some(variant) = platform.get(2) {
+        image["variant"] = json!(variant);
+    }
+    image
+}
+
+/// Operating system, architecture and perhaps a variant.
+fn parse_platform(text: &str) -> Option<Vec<String>> {
+    let parts: Vec<String> = text.split('/').map(str::to_owned).collect();
+    let plain = |part: &String| {
+        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+        !part.is_empty() && part.chars().all(allowed)
+    };
+    (matches!(parts.len(), 2 | 3) && parts.iter().all(plain)).then_some(parts)
 }
 
 /// A PATH is what every runtime expects an image to have.

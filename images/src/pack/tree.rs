@@ -1,16 +1,17 @@
 //! A directory as a tar stream: sorted by path, without what changes from one copy to the next.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nix::sys::stat::{major, minor};
 use tar::EntryType;
 
+use super::holes::{self, Segment};
 use crate::Error;
 
 /// All files below a directory, in the order of their paths.
@@ -21,7 +22,8 @@ pub(super) struct Tree {
 
 impl Tree {
     pub(super) fn read(root: &Path) -> Result<Self, Error> {
-        let mut files = BTreeMap::new();
+        let of_root = fs::metadata(root).map_err(Error::io(format!("read {}", root.display())))?;
+        let mut files = BTreeMap::from([(PathBuf::new(), of_root)]);
         let mut open = vec![PathBuf::new()];
         while let Some(directory) = open.pop() {
             let path = root.join(&directory);
@@ -96,7 +98,10 @@ impl Tree {
         header.set_gid(metadata.gid().into());
         header.set_mtime(u64::try_from(metadata.mtime().min(latest)).unwrap_or(0));
         header.set_size(0);
-        let mut name = path.as_os_str().as_bytes().to_vec();
+        let mut name = match path.as_os_str().is_empty() {
+            true => b".".to_vec(),
+            false => path.as_os_str().as_bytes().to_vec(),
+        };
         let link = match (kind, link_to) {
             (EntryType::Symlink, _) => fs::read_link(&source)?.into_os_string(),
             (_, Some(first)) => first.as_os_str().to_owned(),
@@ -104,7 +109,6 @@ impl Tree {
         };
         match kind {
             EntryType::Directory => name.push(b'/'),
-            EntryType::Regular => header.set_size(metadata.size()),
             EntryType::Char | EntryType::Block => {
                 let part = |part: u64| u32::try_from(part).map_err(io::Error::other);
                 header.set_device_major(part(major(metadata.rdev()))?)?;
@@ -116,6 +120,28 @@ impl Tree {
             Some(_) => BTreeMap::new(),
             None => attributes(&source)?,
         };
+        let content = match kind {
+            EntryType::Regular => Some(Content::open(&source, metadata.size())?),
+            _ => None,
+        };
+        if let Some(content) = &content {
+            header.set_size(content.stored());
+            if content.map.is_some() {
+                // What an unpacker that knows no sparse files calls it (GNU tar's manual).
+                let plain = std::mem::replace(&mut name, b"GNUSparseFile.0/".to_vec());
+                name.extend(path.file_name().unwrap_or_default().as_bytes());
+                name.truncate(100);
+                records.extend([
+                    ("GNU.sparse.major".to_owned(), b"1".to_vec()),
+                    ("GNU.sparse.minor".to_owned(), b"0".to_vec()),
+                    ("GNU.sparse.name".to_owned(), plain),
+                    (
+                        "GNU.sparse.realsize".to_owned(),
+                        metadata.size().to_string().into_bytes(),
+                    ),
+                ]);
+            }
+        }
         set_names(&mut header, &mut records, &name, link.as_bytes());
         to.append_pax_extensions(
             records
@@ -123,9 +149,9 @@ impl Tree {
                 .map(|(key, value)| (key.as_str(), value.as_slice())),
         )?;
         header.set_cksum();
-        match kind {
-            EntryType::Regular => to.append(&header, Exact::open(&source, metadata.size())?),
-            _ => to.append(&header, io::empty()),
+        match content {
+            Some(content) => to.append(&header, content),
+            None => to.append(&header, io::empty()),
         }
     }
 }
@@ -189,30 +215,71 @@ fn attributes(path: &Path) -> io::Result<BTreeMap<String, Vec<u8>>> {
     Ok(attributes)
 }
 
-/// Fails when a file shrinks while it is read: its header has been written.
-struct Exact {
-    content: io::Take<File>,
-    left: u64,
+/// What an archive holds of a file. Fails when the file shrinks while it is read: its header has
+/// been written.
+struct Content {
+    file: File,
+    /// Of a file with holes.
+    map: Option<io::Cursor<Vec<u8>>>,
+    /// What is still to be read, in order.
+    segments: VecDeque<Segment>,
 }
 
-impl Exact {
+impl Content {
     fn open(path: &Path, size: u64) -> io::Result<Self> {
+        let file = File::open(path)?;
+        let holes = holes::find(&file, size)?;
+        let whole = || {
+            vec![Segment {
+                offset: 0,
+                length: size,
+            }]
+        };
         Ok(Self {
-            content: File::open(path)?.take(size),
-            left: size,
+            file,
+            map: holes
+                .as_ref()
+                .map(|segments| io::Cursor::new(holes::map(segments, size))),
+            segments: holes.unwrap_or_else(whole).into(),
         })
+    }
+
+    /// Bytes in the archive.
+    fn stored(&self) -> u64 {
+        let map = self
+            .map
+            .as_ref()
+            .map_or(0, |map| map.get_ref().len() as u64);
+        let parts = self.segments.iter();
+        map + parts.map(|segment| segment.length).sum::<u64>()
     }
 }
 
-impl Read for Exact {
+impl Read for Content {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.content.read(buffer)?;
-        self.left -= read as u64;
-        match read == 0 && self.left > 0 && !buffer.is_empty() {
-            true => Err(io::Error::other(
-                "the file became shorter while it was packed",
-            )),
-            false => Ok(read),
+        if let Some(map) = &mut self.map {
+            let read = map.read(buffer)?;
+            if read > 0 {
+                return Ok(read);
+            }
         }
+        while let Some(segment) = self.segments.front_mut() {
+            if segment.length == 0 {
+                self.segments.pop_front();
+                continue;
+            }
+            let wanted =
+                usize::try_from(segment.length).map_or(buffer.len(), |left| left.min(buffer.len()));
+            let read = self.file.read_at(&mut buffer[..wanted], segment.offset)?;
+            if read == 0 && wanted > 0 {
+                return Err(io::Error::other(
+                    "the file became shorter while it was packed",
+                ));
+            }
+            segment.offset += read as u64;
+            segment.length -= read as u64;
+            return Ok(read);
+        }
+        Ok(0)
     }
 }

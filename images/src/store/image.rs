@@ -50,6 +50,16 @@ impl Image {
         }
     }
 
+    /// What it runs on: `linux/amd64`, `linux/arm/v7`.
+    pub fn platform(&self) -> String {
+        let mut platform = format!("{}/{}", self.config.os(), self.config.architecture());
+        if let Some(variant) = self.config.variant() {
+            platform.push('/');
+            platform.push_str(variant);
+        }
+        platform
+    }
+
     /// Whether its id, its digest or its manifest's digest begins with these digits.
     pub(super) fn starts_with(&self, digits: &str) -> bool {
         let digits = digits.strip_prefix("sha256:").unwrap_or(digits);
