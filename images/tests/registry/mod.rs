@@ -209,6 +209,11 @@ impl FaultyRegistry {
         self.state.lock().unwrap().faults.extend(faults);
     }
 
+    /// Behaves again.
+    pub(crate) fn forget_faults(&self) {
+        self.state.lock().unwrap().faults.clear();
+    }
+
     /// The requests so far whose path contains `part`.
     pub(crate) fn seen(&self, part: &str) -> Vec<Seen> {
         let state = self.state.lock().unwrap();
