@@ -31,8 +31,6 @@ pub struct Reference {
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReferenceError {
-    #[error("repository name must have at least one component")]
-    Empty,
     #[error("invalid reference format")]
     Format,
     #[error("invalid reference format: repository name ({0}) must be lowercase")]
@@ -41,7 +39,14 @@ pub enum ReferenceError {
     BareDigest(String),
     #[error("repository name must not be more than {NAME_MAX} characters")]
     TooLong,
-    #[error("unsupported digest '{0}': sha256: and 64 hexadecimal digits are supported")]
+    #[error("invalid checksum digest length")]
+    DigestLength,
+    #[error("invalid checksum digest format")]
+    DigestFormat,
+    #[error("unsupported digest algorithm")]
+    DigestAlgorithm,
+    /// Valid for Docker; no registry names its content so.
+    #[error("unsupported digest '{0}': only sha256 is supported")]
     Digest(String),
 }
 
@@ -101,28 +106,36 @@ impl FromStr for Reference {
     type Err = ReferenceError;
 
     fn from_str(text: &str) -> Result<Self, ReferenceError> {
-        if text.is_empty() {
-            return Err(ReferenceError::Empty);
-        }
         if text.len() == 64 && Digest::from_hex(text).is_ok() {
             return Err(ReferenceError::BareDigest(text.to_owned()));
         }
-        let (rest, digest) = match text.split_once('@') {
-            Some((rest, digest)) => (rest, Some(parse_digest(digest)?)),
-            None => (text, None),
+        let (registry, rest) = split_registry(text);
+        // Up to the tag, or into the digest: what is complained of first, as Docker does.
+        let name = rest.split(':').next().unwrap_or_default();
+        if name.to_lowercase() != name {
+            let name = official(registry, rest, name);
+            return Err(ReferenceError::Uppercase(name));
+        }
+        let (rest, digest) = match rest.split_once('@') {
+            Some((rest, digest)) => (rest, Some(digest)),
+            None => (rest, None),
         };
-        let (registry, rest) = split_registry(rest);
         let (path, tag) = match rest.rsplit_once(':') {
             Some((path, tag)) => (path, Some(parse_tag(tag)?)),
             None => (rest, None),
         };
-        let official = registry == DEFAULT_REGISTRY && !path.contains('/');
-        let repository = match official {
-            true => format!("{OFFICIAL_NAMESPACE}{path}"),
-            false => path.to_owned(),
-        };
+        let repository = official(registry, path, path);
         check_registry(registry)?;
-        check_repository(&repository)?;
+        if !repository.split('/').all(is_path_component) {
+            return Err(ReferenceError::Format);
+        }
+        if !digest.is_none_or(is_digest) {
+            return Err(ReferenceError::Format);
+        }
+        if repository.len() > NAME_MAX {
+            return Err(ReferenceError::TooLong);
+        }
+        let digest = digest.map(parse_digest).transpose()?;
         let tag = match (tag, digest) {
             (None, None) => Some(DEFAULT_TAG.to_owned()),
             (tag, _) => tag,
@@ -136,6 +149,14 @@ impl FromStr for Reference {
     }
 }
 
+/// A name with what Docker Hub's official images leave out, if `path` is one of them.
+fn official(registry: &str, path: &str, name: &str) -> String {
+    match registry == DEFAULT_REGISTRY && !path.contains('/') {
+        true => format!("{OFFICIAL_NAMESPACE}{name}"),
+        false => name.to_owned(),
+    }
+}
+
 /// Splits the registry off. The first component is one only if it could not be a repository's:
 /// it has a dot, a port or an upper-case letter, or it is `localhost`.
 fn split_registry(text: &str) -> (&str, &str) {
@@ -143,7 +164,7 @@ fn split_registry(text: &str) -> (&str, &str) {
         Some((first, rest))
             if first.contains(['.', ':', '['])
                 || first == "localhost"
-                || first.contains(|c: char| c.is_ascii_uppercase()) =>
+                || first.to_lowercase() != first =>
         {
             match first {
                 "index.docker.io" => (DEFAULT_REGISTRY, rest),
@@ -159,9 +180,10 @@ fn check_registry(registry: &str) -> Result<(), ReferenceError> {
     let port_ok =
         port.is_none_or(|port| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()));
     let host_ok = match host.strip_prefix('[') {
-        Some(inner) => inner
-            .strip_suffix(']')
-            .is_some_and(|address| address.parse::<std::net::Ipv6Addr>().is_ok()),
+        // Neither zones nor addresses with an IPv4 part.
+        Some(inner) => inner.strip_suffix(']').is_some_and(|address| {
+            !address.contains('.') && address.parse::<std::net::Ipv6Addr>().is_ok()
+        }),
         None => host.split('.').all(is_domain_component),
     };
     match host_ok && port_ok {
@@ -190,20 +212,6 @@ fn is_domain_component(component: &str) -> bool {
             .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
-fn check_repository(repository: &str) -> Result<(), ReferenceError> {
-    if repository.len() > NAME_MAX {
-        return Err(ReferenceError::TooLong);
-    }
-    if repository.split('/').all(is_path_component) {
-        return Ok(());
-    }
-    let lower = repository.to_ascii_lowercase();
-    match lower != repository && lower.split('/').all(is_path_component) {
-        true => Err(ReferenceError::Uppercase(repository.to_owned())),
-        false => Err(ReferenceError::Format),
-    }
-}
-
 /// Alphanumeric runs, joined by `.`, `_`, `__` or any number of `-`.
 fn is_path_component(component: &str) -> bool {
     let alphanumeric = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
@@ -228,14 +236,38 @@ fn parse_tag(tag: &str) -> Result<String, ReferenceError> {
     }
 }
 
-fn parse_digest(digest: &str) -> Result<Digest, ReferenceError> {
-    match digest.split_once(':') {
-        Some(("sha256", _)) => digest.parse().map_err(|_| ReferenceError::Format),
-        Some((algorithm, _)) if !algorithm.is_empty() => {
-            Err(ReferenceError::Digest(digest.to_owned()))
-        }
-        _ => Err(ReferenceError::Format),
+/// Whether a text has the form of a digest: an algorithm's name, and at least 32 hexadecimal
+/// digits.
+fn is_digest(text: &str) -> bool {
+    let Some((algorithm, hex)) = text.split_once(':') else {
+        return false;
+    };
+    let word = |word: &str| {
+        word.starts_with(|c: char| c.is_ascii_alphabetic())
+            && word.bytes().all(|byte| byte.is_ascii_alphanumeric())
+    };
+    algorithm.split(['-', '_', '+', '.']).all(word)
+        && hex.len() >= 32
+        && hex.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// A digest from a text that has the form of one.
+fn parse_digest(text: &str) -> Result<Digest, ReferenceError> {
+    let (algorithm, hex) = text.split_once(':').ok_or(ReferenceError::Format)?;
+    let digits = match algorithm {
+        "sha256" => 64,
+        "sha384" => 96,
+        "sha512" => 128,
+        _ => return Err(ReferenceError::DigestAlgorithm),
+    };
+    if hex.len() != digits {
+        return Err(ReferenceError::DigestLength);
     }
+    if hex.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        return Err(ReferenceError::DigestFormat);
+    }
+    text.parse()
+        .map_err(|_| ReferenceError::Digest(text.to_owned()))
 }
 
 /// `:tag`, `@digest` or both.
@@ -363,8 +395,9 @@ mod tests {
     fn what_is_no_reference_is_refused() {
         let long = "a".repeat(256);
         let long_tag = format!("a:{}", "t".repeat(129));
-        let short_digest = format!("a@sha256:{}", &HEX[1..]);
+        let two_digests = format!("a@sha256:{HEX}@sha256:{HEX}");
         for text in [
+            "",
             "a:",
             ":a",
             "/a",
@@ -385,11 +418,19 @@ mod tests {
             "[::g]/a",
             "host-.x/a",
             "a\n",
-            "é",
+            "ö",
             "..",
             "../a",
             &long_tag,
-            &short_digest,
+            "[::1%eth0]/a",
+            "[::ffff:127.0.0.1]/a",
+            "[::1/a",
+            "a@sha256:0123456789abcdef",
+            &two_digests,
+            "a@b@c",
+            "a:1:2",
+            "host:/a",
+            "localhost:5000/a:1:2",
         ] {
             assert_eq!(
                 text.parse::<Reference>(),
@@ -397,15 +438,72 @@ mod tests {
                 "{text}"
             );
         }
-        assert_eq!("".parse::<Reference>(), Err(ReferenceError::Empty));
         assert_eq!(long.parse::<Reference>(), Err(ReferenceError::TooLong));
         assert_eq!(
             HEX.parse::<Reference>(),
             Err(ReferenceError::BareDigest(HEX.to_owned()))
         );
+        for (text, name) in [
+            ("NGINX", "library/NGINX"),
+            ("a/B", "a/B"),
+            ("r.io/A..b:Tag", "A..b"),
+            ("R.io/a/B@sha256:x", "a/B@sha256"),
+            ("docker.io/Nginx", "library/Nginx"),
+            ("a@SHA256:x", "library/a@SHA256"),
+            ("Ö", "library/Ö"),
+        ] {
+            let error = text.parse::<Reference>().unwrap_err();
+            assert_eq!(error, ReferenceError::Uppercase(name.to_owned()), "{text}");
+        }
         assert_eq!(
             "NGINX".parse::<Reference>().unwrap_err().to_string(),
             "invalid reference format: repository name (library/NGINX) must be lowercase"
         );
+    }
+
+    #[test]
+    fn digests_are_refused_in_the_right_words() {
+        let (hex96, hex128) = ("a".repeat(96), "a".repeat(128));
+        for (digest, error) in [
+            (
+                format!("sha256:{}", &HEX[1..]),
+                ReferenceError::DigestLength,
+            ),
+            (format!("sha512:{HEX}"), ReferenceError::DigestLength),
+            (
+                format!("sha256:{}", HEX.to_uppercase()),
+                ReferenceError::DigestFormat,
+            ),
+            (
+                format!("md5:{}", &HEX[..32]),
+                ReferenceError::DigestAlgorithm,
+            ),
+            (format!("x+y:{HEX}"), ReferenceError::DigestAlgorithm),
+            (format!("x+:{HEX}"), ReferenceError::Format),
+            (
+                format!("sha384:{hex96}"),
+                ReferenceError::Digest(format!("sha384:{hex96}")),
+            ),
+            (
+                format!("sha512:{hex128}"),
+                ReferenceError::Digest(format!("sha512:{hex128}")),
+            ),
+        ] {
+            assert_eq!(
+                format!("a:1@{digest}").parse::<Reference>(),
+                Err(error),
+                "{digest}"
+            );
+        }
+    }
+
+    #[test]
+    fn lengths_are_bounded_as_dockers_are() {
+        let path = "a".repeat(255);
+        assert_eq!(parse(&format!("r.io/{path}")).repository(), path);
+        // `library/` counts.
+        assert_eq!(path.parse::<Reference>(), Err(ReferenceError::TooLong));
+        let tag = "t".repeat(128);
+        assert_eq!(parse(&format!("a:{tag}")).tag(), Some(tag.as_str()));
     }
 }
