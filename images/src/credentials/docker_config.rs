@@ -1,6 +1,7 @@
 //! Docker's configuration file, as far as it is about accounts.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -67,14 +68,10 @@ impl DockerConfig {
     /// `~/.docker/config.json`. None is the same as an empty one. Reads files: not for a
     /// runtime's thread.
     pub fn load() -> Result<Self, CredentialsError> {
-        let folder = match std::env::var_os("DOCKER_CONFIG").filter(|value| !value.is_empty()) {
-            Some(folder) => PathBuf::from(folder),
-            None => match std::env::var_os("HOME") {
-                Some(home) => Path::new(&home).join(".docker"),
-                None => return Ok(Self::default()),
-            },
-        };
-        Self::read(&folder.join("config.json"))
+        match folder(std::env::var_os("DOCKER_CONFIG"), std::env::var_os("HOME")) {
+            Some(folder) => Self::read(&folder.join("config.json")),
+            None => Ok(Self::default()),
+        }
     }
 
     /// Reads a configuration file; one that is not there is empty.
@@ -137,6 +134,13 @@ impl DockerConfig {
             .iter()
             .filter(|(name, _)| host_of(name) == wanted);
         found.next().map(|(_, account)| account)
+    }
+}
+
+fn folder(docker_config: Option<OsString>, home: Option<OsString>) -> Option<PathBuf> {
+    match docker_config.filter(|folder| !folder.is_empty()) {
+        Some(folder) => Some(folder.into()),
+        None => Some(Path::new(&home?).join(".docker")),
     }
 }
 
@@ -272,6 +276,16 @@ mod tests {
             assert!(text.starts_with("config.json is not valid"), "{text}");
             assert!(!text.contains("geheim"), "{text}");
         }
+    }
+
+    #[test]
+    fn dockers_own_folder_is_read() {
+        let text = |text: &str| Some(OsString::from(text));
+        let home = || text("/root");
+        assert_eq!(folder(None, home()), Some("/root/.docker".into()));
+        assert_eq!(folder(text(""), home()), Some("/root/.docker".into()));
+        assert_eq!(folder(text("/x"), home()), Some("/x".into()));
+        assert_eq!(folder(None, None), None);
     }
 
     #[test]

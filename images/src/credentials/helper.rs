@@ -33,16 +33,24 @@ pub(super) async fn get(
     server: &str,
 ) -> Result<Option<Credentials>, CredentialsError> {
     let program = format!("docker-credential-{helper}");
-    let fail = |reason: String| CredentialsError::Helper {
-        program: program.clone(),
-        server: server.to_owned(),
-        reason,
-    };
     // It is looked for on the PATH: a name with a slash in it would not be.
-    if helper.contains('/') {
-        return Err(fail("its name has a slash in it".to_owned()));
+    match helper.contains('/') {
+        true => Err(failure(&program, server, "its name has a slash in it")),
+        false => ask(&program, server).await,
     }
-    let ran = tokio::time::timeout(PATIENCE, run(&program, server)).await;
+}
+
+fn failure(program: &str, server: &str, reason: impl ToString) -> CredentialsError {
+    CredentialsError::Helper {
+        program: program.to_owned(),
+        server: server.to_owned(),
+        reason: reason.to_string(),
+    }
+}
+
+async fn ask(program: &str, server: &str) -> Result<Option<Credentials>, CredentialsError> {
+    let fail = |reason: String| failure(program, server, reason);
+    let ran = tokio::time::timeout(PATIENCE, run(program, server)).await;
     let (succeeded, output) = match ran {
         Ok(Ok(ran)) => ran,
         Ok(Err(error)) => return Err(fail(error.to_string())),
@@ -84,4 +92,65 @@ async fn run(program: &str, server: &str) -> std::io::Result<(bool, Vec<u8>)> {
         stdout.take(OUTPUT_LIMIT).read_to_end(&mut output).await?;
     }
     Ok((child.wait().await?.success(), output))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    /// Asks a helper that is a shell script.
+    async fn answer(script: &str) -> Result<Option<Credentials>, CredentialsError> {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("docker-credential-test");
+        fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        ask(program.to_str().unwrap(), "r.io").await
+    }
+
+    #[tokio::test]
+    async fn a_helper_is_told_the_server_and_prints_its_account() {
+        // `read` fails at the end of what has no line's end, which is how it is asked.
+        let script = r#"
+            [ "$1" = get ] || exit 3
+            read -r server
+            printf '{"ServerURL":"%s","Username":"me","Secret":"of-%s"}' "$server" "$server""#;
+        let found = answer(script).await.unwrap();
+        assert_eq!(found, Some(Credentials::basic("me", "of-r.io")));
+        let found = answer(r#"echo '{"Username":"<token>","Secret":"t"}'"#).await;
+        let token = Credentials::IdentityToken("t".to_owned());
+        assert_eq!(found.unwrap(), Some(token));
+        assert_eq!(answer("echo '{}'").await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn no_account_is_told_from_a_failure() {
+        let none = "echo credentials not found in native keychain; exit 1";
+        assert_eq!(answer(none).await.unwrap(), None);
+        for (script, reason) in [
+            (
+                "echo the keychain is locked; exit 1",
+                "the keychain is locked",
+            ),
+            ("echo geheim", "not an account"),
+        ] {
+            let error = answer(script).await.unwrap_err().to_string();
+            assert!(
+                error.contains(reason) && error.contains("for r.io"),
+                "{error}"
+            );
+            assert!(!error.contains("geheim"), "{error}");
+        }
+        let absent = get("skiff-has-none-of-that-name", "r.io")
+            .await
+            .unwrap_err();
+        assert!(
+            absent
+                .to_string()
+                .contains("docker-credential-skiff-has-none")
+        );
+        assert!(get("../evil", "r.io").await.is_err());
+    }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use http::{Method, StatusCode};
 use serde::Deserialize;
 
-use super::repository::MANIFEST_LIMIT;
+use super::content::MANIFEST_LIMIT;
 use crate::Digest;
 
 /// A `hosts.toml`, or the folder it is in, is of no use.

@@ -4,7 +4,8 @@
 //! [`Repository`] from it and asks that for manifests and blobs. Below:
 //!
 //! - `hosts` and `hosts_file` say which servers stand for a registry: mirrors, then the registry.
-//! - `repository` asks them in turn, tries again what may pass, and tries the accounts given.
+//! - `repository` asks them in turn, tries again what may pass, and tries the accounts given;
+//!   `endpoint` is one of them, `content` what is fetched.
 //! - `auth` and `challenge` answer a server's 401, and remember what it was content with.
 //! - `transport` sends one request and follows redirects; `connect` and `tls` make connections.
 //!
@@ -18,6 +19,8 @@ mod auth;
 mod challenge;
 mod config;
 mod connect;
+mod content;
+mod endpoint;
 mod error;
 mod hosts;
 mod hosts_file;
@@ -26,8 +29,9 @@ mod tls;
 mod transport;
 
 pub use config::{RegistryConfig, RetryPolicy, Timeouts};
+pub use content::{Blob, MANIFEST_LIMIT, Manifest, Target};
 pub use error::{HostsError, RegistryError};
-pub use repository::{Blob, MANIFEST_LIMIT, Manifest, Repository, Target};
+pub use repository::Repository;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -37,8 +41,8 @@ use parking_lot::Mutex;
 
 use crate::{Credentials, Reference};
 use auth::Authorizer;
+use endpoint::Endpoint;
 pub(crate) use error::clean;
-use repository::Endpoint;
 use tls::SystemRoots;
 use transport::{PlainHttp, Transport, TransportSettings};
 
