@@ -4,6 +4,7 @@
 //! reaches the API in memory, the cluster's certificates, and the address that serves others.
 
 pub mod admission;
+pub mod allocation;
 pub mod api;
 pub mod auth;
 pub mod cache;
@@ -32,6 +33,7 @@ use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 
+use allocation::{Observing, ServiceAllocator};
 use api::status::ApiError;
 use api::{Api, Credentials};
 use auth::UserInfo;
@@ -156,7 +158,12 @@ impl ControlPlane {
             .await
             .map_err(|_| StartError::Interrupted)??;
         let cache = Cache::load(snapshot, &selectable_fields(&registry));
-        let store = Arc::new(opened.serve(CacheWriter(cache.clone()))?);
+        let services = ServiceAllocator::load(config.service_cidr, &cache);
+        let observer = Observing {
+            allocator: services.clone(),
+            next: CacheWriter(cache.clone()),
+        };
+        let store = Arc::new(opened.serve(observer)?);
         let stopping = CancellationToken::new();
         let address = local_addr.map_or_else(String::new, |address| address.to_string());
         let credentials = Credentials {
@@ -168,6 +175,7 @@ impl ControlPlane {
             registry,
             store.clone(),
             cache,
+            services,
             credentials,
             address,
             stopping.clone(),

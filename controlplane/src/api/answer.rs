@@ -2,7 +2,7 @@
 
 use axum::body::Body;
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use serde_json::{Value, json};
 
 use super::call::Call;
@@ -57,6 +57,22 @@ impl Answer {
         }
         let object = super::call::parse(&bytes)?;
         Self::shaped(call, status, &object)
+    }
+
+    /// An object that was written, with warnings about the request and about the object.
+    ///
+    /// # Errors
+    /// 500 when what is stored is no JSON.
+    pub fn written(
+        call: &Call,
+        status: StatusCode,
+        stored: &Bytes,
+        mut warnings: Vec<String>,
+    ) -> Result<Self, ApiError> {
+        if let (Some(warn), "") = (call.resource.hooks.warnings, call.subresource.as_str()) {
+            warnings.extend(warn(&call.outward_value(stored)?));
+        }
+        Ok(Self::object(call, status, stored)?.warn(warnings))
     }
 
     /// One object of the call's resource.
@@ -114,10 +130,7 @@ impl Answer {
         };
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(caching));
         for warning in self.warnings {
-            let escaped = warning.replace('\\', "\\\\").replace('"', "\\\"");
-            if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{escaped}\"")) {
-                headers.append(header::WARNING, value);
-            }
+            warn(headers, &warning);
         }
         response
     }
@@ -127,6 +140,14 @@ impl From<ApiError> for Answer {
     fn from(error: ApiError) -> Self {
         let status = StatusCode::from_u16(error.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         Self::json(status, &error.to_value())
+    }
+}
+
+/// Adds a warning for whoever made the request, as `kubectl` shows it.
+pub fn warn(headers: &mut HeaderMap, warning: &str) {
+    let escaped = warning.replace('\\', "\\\\").replace('"', "\\\"");
+    if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{escaped}\"")) {
+        headers.append(header::WARNING, value);
     }
 }
 

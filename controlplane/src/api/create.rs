@@ -13,6 +13,7 @@ use super::object::{self, Object};
 use super::patch;
 use super::status::ApiError;
 use crate::admission;
+use crate::allocation::Reservation;
 use crate::resources::{FieldError, Resource};
 use crate::store::{CommitError, Expect, Op};
 
@@ -24,7 +25,7 @@ impl Api {
         let validation = call.field_validation()?;
         let decoded = decode::object(&call.resource, call.content_type(), body, validation)?;
         let stored = self.create_object(call, decoded.object).await?;
-        Ok(Answer::object(call, StatusCode::CREATED, &stored)?.warn(decoded.warnings))
+        Answer::written(call, StatusCode::CREATED, &stored, decoded.warnings)
     }
 
     /// Creates an object of the call's resource. Returns it as it is stored.
@@ -84,13 +85,20 @@ impl Api {
         if !errors.is_empty() {
             return Err(call.invalid(&name, &errors));
         }
+        let reservation = self.allocate(call, None, &mut object)?;
         if !object.is_managed() {
             patch::record_update(resource, None, &mut object, &call.field_manager());
         }
-        self.store_new(call, &name, object).await
+        self.store_new(call, &name, object, reservation).await
     }
 
-    async fn store_new(&self, call: &Call, name: &str, object: Value) -> Result<Bytes, ApiError> {
+    async fn store_new(
+        &self,
+        call: &Call,
+        name: &str,
+        object: Value,
+        reservation: Option<Reservation>,
+    ) -> Result<Bytes, ApiError> {
         let key = call.key(name);
         if call.dry_run()? {
             return match self.cache.get(&key) {
@@ -101,7 +109,8 @@ impl Api {
             };
         }
         let value = object::encode(&object);
-        match self.store.commit(key, Expect::Absent, Op::Put(value)).await {
+        let op = Op::Put(value);
+        match self.commit(key, Expect::Absent, op, reservation).await {
             Ok(revision) => Ok(stored_bytes(&object, revision)),
             Err(CommitError::Conflict { .. }) => {
                 Err(ApiError::already_exists(&call.resource, name))

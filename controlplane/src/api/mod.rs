@@ -9,6 +9,7 @@
 //! [`Api::handle`] takes every request, from the TLS server and from the control plane's own
 //! parts alike. [`call::Call`] is one request to a resource; each verb is a file.
 
+mod allocate;
 pub mod answer;
 mod approval;
 mod bootstrap;
@@ -50,6 +51,7 @@ use hyper::upgrade::OnUpgrade;
 use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
 
+use crate::allocation::ServiceAllocator;
 use crate::auth::UserInfo;
 use crate::auth::authorize::Attributes;
 use crate::auth::tokens::Tokens;
@@ -67,6 +69,7 @@ pub struct Api {
     registry: RwLock<Arc<Registry>>,
     store: Arc<dyn Store>,
     cache: Arc<Cache>,
+    services: Arc<ServiceAllocator>,
     credentials: Option<Credentials>,
     /// `host:port`, for discovery.
     address: String,
@@ -88,6 +91,7 @@ impl Api {
         registry: Registry,
         store: Arc<dyn Store>,
         cache: Arc<Cache>,
+        services: Arc<ServiceAllocator>,
         credentials: Option<Credentials>,
         address: String,
         stopping: CancellationToken,
@@ -96,6 +100,7 @@ impl Api {
             registry: RwLock::new(Arc::new(registry)),
             store,
             cache,
+            services,
             credentials,
             address,
             bootstrapped: AtomicBool::new(false),
@@ -153,7 +158,14 @@ impl Api {
         if let Some(response) = self.connect_to_node(verb, &call, upgrade).await {
             return response;
         }
-        self.dispatch(verb, call, body).await
+        let deprecated = call.resource.deprecated;
+        let response = self.dispatch(verb, call, body).await;
+        let Some(warning) = deprecated else {
+            return response;
+        };
+        let mut response = response.unwrap_or_else(|error| Answer::from(error).into_response());
+        answer::warn(response.headers_mut(), warning);
+        Ok(response)
     }
 
     fn find(&self, path: &ResourcePath) -> Result<(Arc<Resource>, Arc<Resource>), ApiError> {

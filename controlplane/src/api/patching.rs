@@ -42,7 +42,7 @@ impl Api {
         if validation == FieldValidation::Warn {
             warnings = found.into_inner();
         }
-        Ok(Answer::object(call, StatusCode::OK, &stored)?.warn(warnings))
+        Answer::written(call, StatusCode::OK, &stored, warnings)
     }
 
     /// Server-side apply, which creates what is not there.
@@ -87,8 +87,7 @@ impl Api {
                     Err(error) if error.reason == "AlreadyExists" => continue,
                     stored => {
                         let stored = stored?;
-                        let answer = Answer::object(call, StatusCode::CREATED, &stored)?;
-                        return Ok(answer.warn(warnings));
+                        return Answer::written(call, StatusCode::CREATED, &stored, warnings);
                     }
                 }
             }
@@ -109,7 +108,7 @@ impl Api {
                     })
                 })
                 .await?;
-            return Ok(Answer::object(call, StatusCode::OK, &stored)?.warn(warnings));
+            return Answer::written(call, StatusCode::OK, &stored, warnings);
         }
     }
 }

@@ -15,6 +15,7 @@ use super::object::{self, Object};
 use super::patch;
 use super::status::ApiError;
 use crate::admission;
+use crate::allocation::Reservation;
 use crate::cache::Entry;
 use crate::resources::{FieldError, Resource};
 use crate::store::{CommitError, Expect, Key, Op};
@@ -55,6 +56,12 @@ pub(super) struct Proposal {
     pub managed: bool,
 }
 
+/// What is stored next, with what it takes.
+struct Next {
+    object: Value,
+    reservation: Option<Reservation>,
+}
+
 impl Api {
     pub(super) async fn update(&self, call: &Call, body: &[u8]) -> Result<Answer, ApiError> {
         let validation = call.field_validation()?;
@@ -64,7 +71,7 @@ impl Api {
         let surface = Surface::of(call);
         if !self.exists(call) && surface == Surface::Object && creates_on_update(&call.stored) {
             let stored = self.create_object(call, object).await?;
-            return Ok(Answer::object(call, StatusCode::CREATED, &stored)?.warn(decoded.warnings));
+            return Answer::written(call, StatusCode::CREATED, &stored, decoded.warnings);
         }
         call.inward(&mut object);
         let stored = self
@@ -75,7 +82,7 @@ impl Api {
                 })
             })
             .await?;
-        Ok(Answer::object(call, StatusCode::OK, &stored)?.warn(decoded.warnings))
+        Answer::written(call, StatusCode::OK, &stored, decoded.warnings)
     }
 
     fn exists(&self, call: &Call) -> bool {
@@ -101,10 +108,10 @@ impl Api {
             let proposal = propose(&current)?;
             check_preconditions(call, &current, &proposal.object)?;
             let next = self.finish(call, surface, &current, proposal)?;
-            if same(&next, &current) {
+            if same(&next.object, &current) {
                 return Ok(entry.bytes.clone());
             }
-            if let Some(stored) = self.put(call, &key, &entry, &current, &next).await? {
+            if let Some(stored) = self.put(call, &key, &entry, &current, next).await? {
                 return Ok(stored);
             }
         }
@@ -119,20 +126,24 @@ impl Api {
         key: &Key,
         entry: &Entry,
         current: &Value,
-        next: &Value,
+        next: Next,
     ) -> Result<Option<Bytes>, ApiError> {
+        let Next {
+            object: next,
+            reservation,
+        } = next;
         if call.dry_run()? {
-            return Ok(Some(stored_bytes(next, entry.revision)));
+            return Ok(Some(stored_bytes(&next, entry.revision)));
         }
-        let value = object::encode(next);
-        let op = if is_released(current, next) {
+        let value = object::encode(&next);
+        let op = if is_released(current, &next) {
             Op::Delete { last: Some(value) }
         } else {
             Op::Put(value)
         };
         let expected = Expect::Revision(entry.revision);
-        match self.store.commit(key.clone(), expected, op).await {
-            Ok(revision) => Ok(Some(stored_bytes(next, revision))),
+        match self.commit(key.clone(), expected, op, reservation).await {
+            Ok(revision) => Ok(Some(stored_bytes(&next, revision))),
             Err(CommitError::Conflict { current: Some(_) }) => Ok(None),
             Err(CommitError::Conflict { current: None }) => Err(call.not_found()),
             Err(error) => Err(ApiError::internal(error)),
@@ -146,13 +157,17 @@ impl Api {
         surface: Surface,
         current: &Value,
         proposal: Proposal,
-    ) -> Result<Value, ApiError> {
+    ) -> Result<Next, ApiError> {
         let resource = &*call.stored;
         let mut next = proposal.object;
+        let mut reservation = None;
         match surface {
             Surface::Internal => {
                 next.set_meta("resourceVersion", current.resource_version());
-                return Ok(next);
+                return Ok(Next {
+                    object: next,
+                    reservation,
+                });
             }
             Surface::Status | Surface::Approval => {
                 next = with_status(current, &next);
@@ -181,12 +196,16 @@ impl Api {
                 if !errors.is_empty() {
                     return Err(call.invalid(&call.name, &errors));
                 }
+                reservation = self.allocate(call, Some(current), &mut next)?;
             }
         }
         if !proposal.managed {
             patch::record_update(resource, Some(current), &mut next, &call.field_manager());
         }
-        Ok(next)
+        Ok(Next {
+            object: next,
+            reservation,
+        })
     }
 }
 

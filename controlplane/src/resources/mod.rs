@@ -8,13 +8,15 @@
 pub(crate) mod certificates;
 mod configmaps;
 mod deployments;
-mod error;
+mod endpoints;
+mod endpointslices;
+pub(crate) mod error;
 mod events;
 mod leases;
 mod metadata;
 mod namespaces;
 mod nodes;
-mod object;
+pub(crate) mod object;
 mod pod_disruption_budgets;
 mod pod_spec;
 mod pods;
@@ -25,7 +27,7 @@ mod replicasets;
 mod reviews;
 mod secrets;
 mod serviceaccounts;
-mod services;
+pub(crate) mod services;
 pub(crate) mod syntax;
 
 use std::collections::BTreeMap;
@@ -66,6 +68,8 @@ pub struct Resource {
     pub stored_as: Option<StoredAs>,
     /// Its objects are questions: creating one gives the answer, and nothing is stored.
     pub question: bool,
+    /// What every client of it is warned of.
+    pub deprecated: Option<&'static str>,
 }
 
 /// A resource without storage of its own: its objects are those of another resource, seen
@@ -96,6 +100,8 @@ pub struct Hooks {
     pub prepare_update: fn(new: &mut Value, old: &Value),
     pub validate: fn(&Value) -> Vec<FieldError>,
     pub validate_update: fn(new: &Value, old: &Value) -> Vec<FieldError>,
+    /// What is right in an object that is written, and still unlikely to be what was meant.
+    pub warnings: Option<fn(&Value) -> Vec<String>>,
     /// How many seconds a delete waits when the client names none; `None`: at once.
     pub default_grace_period: fn(&Value) -> Option<i64>,
 }
@@ -183,6 +189,7 @@ impl Hooks {
         prepare_update: |_, _| {},
         validate: |_| Vec::new(),
         validate_update: |_, _| Vec::new(),
+        warnings: None,
         default_grace_period: |_| None,
     };
 }
@@ -217,6 +224,7 @@ impl Resource {
             time_to_live: None,
             stored_as: None,
             question: false,
+            deprecated: None,
         }
     }
 
@@ -307,6 +315,8 @@ pub fn registry() -> Registry {
         certificates::resource(),
         configmaps::resource(),
         deployments::resource(),
+        endpoints::resource(),
+        endpointslices::resource(),
         leases::resource(),
         namespaces::resource(),
         nodes::resource(),

@@ -67,6 +67,7 @@ pub(super) fn resource() -> Resource {
             validate,
             validate_update: update::validate,
             default_grace_period: |pod| Some(integer(pod, "spec.terminationGracePeriodSeconds")),
+            ..Hooks::NONE
         },
         columns: COLUMNS,
         row: row::row,
