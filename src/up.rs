@@ -99,7 +99,8 @@ struct Cluster {
 impl Cluster {
     /// Resolves when the API answers and the node is registered and Ready.
     async fn start(args: &UpArgs, data_dir: &DataDir) -> anyhow::Result<Self> {
-        let config = skiff_controlplane::Config::new(data_dir.path(), Some(args.listen));
+        let mut config = skiff_controlplane::Config::new(data_dir.path(), Some(args.listen));
+        config.advertise = advertised();
         let control_plane = ControlPlane::start(config)
             .await
             .context("the control plane does not start")?;
@@ -164,6 +165,14 @@ async fn agent_config(
         network: NetworkConfig::default(),
         max_pods: skiff_agent::MAX_PODS,
     })
+}
+
+/// The address by which pods reach the API; `None` on a host that has none but loopback.
+fn advertised() -> Option<Ipv4Addr> {
+    match skiff_agent::node::host_address() {
+        IpAddr::V4(address) if !address.is_loopback() => Some(address),
+        _ => None,
+    }
 }
 
 /// The host's name, as Kubernetes writes it.

@@ -21,7 +21,7 @@ pub mod store;
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,7 +29,6 @@ use std::time::Duration;
 
 use axum::body::Body;
 use http::Request;
-use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 
@@ -41,10 +40,11 @@ use auth::pki::{Pki, PkiError};
 use auth::tokens::{TokenError, Tokens};
 use cache::{Cache, CacheWriter};
 use cidr::Cidr;
-use controllers::Informers;
+use controllers::{Advertised, Informers};
 use presence::Presence;
 use resources::Registry;
 pub use server::BindError;
+use server::{Admits, Listener};
 use store::Snapshot;
 use store::sqlite::{OpenError, Opened, SqliteStore};
 
@@ -146,11 +146,8 @@ impl ControlPlane {
     /// # Errors
     /// With one sentence for the operator: a taken port, a store in use.
     pub async fn start(config: Config) -> Result<Running, StartError> {
-        let listener = match config.listen {
-            Some(address) => Some(server::bind(address).await?),
-            None => None,
-        };
-        let local_addr = listener.as_ref().and_then(|l| l.local_addr().ok());
+        let listeners = listen(&config).await?;
+        let local_addr = listeners.first().and_then(|l| l.socket.local_addr().ok());
         let registry = resources::registry();
         let directory = config.data_dir.join("server");
         let names = host_names(&config, local_addr);
@@ -184,6 +181,8 @@ impl ControlPlane {
         let mut objects = auth::bootstrap::cluster_roles();
         objects.extend(auth::bootstrap::cluster_role_bindings());
         objects.extend(auth::bootstrap::cluster_info_access());
+        let advertised = advertised(&config, local_addr);
+        objects.push(advertised.service());
         api.bootstrap(objects).await?;
         let client = client(api.clone());
         let endpoint = Endpoint {
@@ -192,11 +191,18 @@ impl ControlPlane {
             presence: Presence::default(),
             stopping: stopping.clone(),
         };
-        let servers = listener.into_iter().map(|l| endpoint.serve(l)).collect();
+        let servers = listeners.into_iter().map(|l| endpoint.serve(l)).collect();
         let pki = Arc::new(pki);
-        let workers = config
-            .controllers
-            .then(|| Workers::start(&client, &pki, &endpoint.presence, config.signing_duration));
+        let workers = config.controllers.then(|| {
+            let settings = controllers::Config {
+                signer: Some(pki.clone()),
+                signing_duration: config.signing_duration,
+                presence: endpoint.presence.clone(),
+                advertised: Some(advertised),
+                ..controllers::Config::new(pki.ca().to_string())
+            };
+            Workers::start(&client, settings)
+        });
         Ok(Running {
             client,
             pki,
@@ -223,8 +229,10 @@ impl Running {
     /// # Errors
     /// When the address is taken, or none of this host's.
     pub async fn listen_also(&mut self, address: SocketAddr) -> Result<SocketAddr, StartError> {
-        let listener = server::bind(address).await?;
-        let address = listener.local_addr().unwrap_or(address);
+        let socket = server::bind(address).await?;
+        let address = socket.local_addr().unwrap_or(address);
+        let admits = Admits::Everyone;
+        let listener = Listener { socket, admits };
         self.servers.push(self.endpoint.serve(listener));
         Ok(address)
     }
@@ -245,19 +253,8 @@ impl Running {
 }
 
 impl Workers {
-    fn start(
-        client: &kube::Client,
-        pki: &Arc<Pki>,
-        presence: &Presence,
-        signing_duration: Duration,
-    ) -> Self {
+    fn start(client: &kube::Client, config: controllers::Config) -> Self {
         let informers = Informers::start(client);
-        let config = controllers::Config {
-            signer: Some(pki.clone()),
-            signing_duration,
-            presence: presence.clone(),
-            ..controllers::Config::new(pki.ca().to_string())
-        };
         let controllers = controllers::start(client.clone(), &informers, config);
         let scheduler = scheduler::start(client.clone(), &informers);
         Self {
@@ -292,7 +289,7 @@ fn client_of(api: Arc<Api>, user: UserInfo) -> kube::Client {
 }
 
 impl Endpoint {
-    fn serve(&self, listener: TcpListener) -> JoinHandle<()> {
+    fn serve(&self, listener: Listener) -> JoinHandle<()> {
         tokio::spawn(server::serve(
             listener,
             self.tls.clone(),
@@ -315,6 +312,48 @@ fn open(directory: &Path, names: &[String]) -> Result<(Opened, Snapshot, Pki), S
     let (opened, snapshot) = SqliteStore::open(&directory.join("store.db"))?;
     let pki = Pki::open(&directory.join("pki"), names)?;
     Ok((opened, snapshot, pki))
+}
+
+/// The sockets of the API: the one that was asked for, and where that is not for the
+/// cluster's pods, a second one for them.
+async fn listen(config: &Config) -> Result<Vec<Listener>, BindError> {
+    let Some(address) = config.listen else {
+        return Ok(Vec::new());
+    };
+    let socket = server::bind(address).await?;
+    let port = socket
+        .local_addr()
+        .map_or(address.port(), |local| local.port());
+    let mut listeners = vec![Listener {
+        socket,
+        admits: Admits::Everyone,
+    }];
+    let covered = |host: Ipv4Addr| address.ip().is_unspecified() || address.ip() == host;
+    if let Some(host) = config.advertise.filter(|host| !covered(*host)) {
+        listeners.push(Listener {
+            socket: server::bind((host, port).into()).await?,
+            admits: Admits::Cluster {
+                pods: config.cluster_cidr,
+                host,
+            },
+        });
+    }
+    Ok(listeners)
+}
+
+/// How pods reach the API that listens at `local_addr`.
+fn advertised(config: &Config, local_addr: Option<SocketAddr>) -> Advertised {
+    let listening = match local_addr.map(|address| address.ip()) {
+        Some(IpAddr::V4(ip)) if !ip.is_loopback() && !ip.is_unspecified() => Some(ip),
+        _ => None,
+    };
+    let address = config.advertise.or(listening);
+    Advertised {
+        address: address
+            .zip(local_addr)
+            .map(|(ip, local)| SocketAddrV4::new(ip, local.port())),
+        services: config.service_cidr,
+    }
 }
 
 /// What the API's certificate is good for.

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::api::Api;
 use crate::auth::{UserInfo, authenticate};
+use crate::cidr::Cidr;
 use crate::presence::Presence;
 
 /// A client that has not finished its handshake by then is let go.
@@ -56,9 +57,36 @@ pub enum BindError {
     },
 }
 
+/// A socket on which the API is served.
+pub(crate) struct Listener {
+    pub socket: TcpListener,
+    pub admits: Admits,
+}
+
+/// Whose connections a listener takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Admits {
+    Everyone,
+    /// Pods of the cluster, and the host that has this address.
+    Cluster {
+        pods: Cidr,
+        host: Ipv4Addr,
+    },
+}
+
+impl Admits {
+    fn admits(self, peer: IpAddr) -> bool {
+        match (self, peer.to_canonical()) {
+            (Self::Everyone, _) => true,
+            (Self::Cluster { pods, host }, IpAddr::V4(peer)) => pods.contains(peer) || peer == host,
+            (Self::Cluster { .. }, IpAddr::V6(_)) => false,
+        }
+    }
+}
+
 /// Accepts connections until `stopping`, then waits for the last of them.
 pub(crate) async fn serve(
-    listener: TcpListener,
+    listener: Listener,
     tls: Arc<rustls::ServerConfig>,
     api: Arc<Api>,
     presence: Presence,
@@ -68,10 +96,14 @@ pub(crate) async fn serve(
     let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = listener.socket.accept() => accepted,
             () = stopping.cancelled() => break,
         };
         match accepted {
+            // Whoever is not meant learns no more than that something listens.
+            Ok((_, peer)) if !listener.admits.admits(peer.ip()) => {
+                tracing::debug!(%peer, "a connection from outside the cluster is refused");
+            }
             Ok((stream, peer)) => {
                 let connection = Connection {
                     acceptor: acceptor.clone(),
@@ -157,6 +189,29 @@ impl Connection {
         };
         if let Err(error) = ended {
             tracing::debug!(peer = %self.peer, error = &*error, "connection ended");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_listener_is_for_the_cluster_alone() {
+        let admits = Admits::Cluster {
+            pods: "10.42.0.0/16".parse().unwrap(),
+            host: "192.0.2.7".parse().unwrap(),
+        };
+        for (peer, is_admitted) in [
+            ("10.42.3.4", true),
+            ("::ffff:10.42.3.4", true),
+            ("192.0.2.7", true),
+            ("192.0.2.8", false),
+            ("10.43.0.1", false),
+            ("fd00::1", false),
+        ] {
+            assert_eq!(admits.admits(peer.parse().unwrap()), is_admitted, "{peer}");
         }
     }
 }

@@ -6,6 +6,7 @@
 mod certificates;
 mod namespace;
 mod node;
+mod service_account;
 
 use serde_json::Value;
 
@@ -14,6 +15,7 @@ use crate::auth::UserInfo;
 use crate::cache::Cache;
 use crate::resources::Resource;
 pub use node::{NodeWrite, restrict};
+pub use service_account::awaits;
 
 /// A write on its way to the store.
 pub struct Request<'a> {
@@ -33,5 +35,5 @@ pub struct Request<'a> {
 pub fn admit(request: &Request<'_>, object: &mut Value) -> Result<(), ApiError> {
     namespace::exists(request)?;
     certificates::stamp(request, object);
-    Ok(())
+    service_account::admit(request, object)
 }

@@ -18,7 +18,7 @@ use crate::auth::UserInfo;
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 
 impl Api {
-    /// Creates the system's namespaces and `objects` where they are missing. From then on the
+    /// Creates the system's namespaces with their service accounts, and `objects`, where they are missing. From then on the
     /// server says that it is ready.
     ///
     /// # Errors
@@ -33,6 +33,13 @@ impl Api {
         });
         // All at once: they share the store's transactions.
         try_join_all(namespaces.into_iter().map(|object| self.ensure(object))).await?;
+        let accounts = NAMESPACES.map(|namespace| {
+            json!({
+                "apiVersion": "v1", "kind": "ServiceAccount",
+                "metadata": {"name": "default", "namespace": namespace},
+            })
+        });
+        try_join_all(accounts.into_iter().map(|object| self.ensure(object))).await?;
         try_join_all(objects.into_iter().map(|object| self.ensure(object))).await?;
         self.bootstrapped.store(true, Ordering::Release);
         Ok(())

@@ -15,10 +15,12 @@ use super::status::ApiError;
 use crate::admission;
 use crate::allocation::Reservation;
 use crate::resources::{FieldError, Resource};
-use crate::store::{CommitError, Expect, Op};
+use crate::store::{CommitError, Expect, Key, Op};
 
 /// How often a generated name that is taken is made up anew.
 const GENERATED_NAMES: usize = 8;
+/// How long a pod in a new namespace waits for the namespace's service account.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(1);
 
 impl Api {
     pub(super) async fn create(&self, call: &Call, body: &[u8]) -> Result<Answer, ApiError> {
@@ -78,6 +80,9 @@ impl Api {
             old: None,
             cache: &self.cache,
         };
+        if let Some(account) = admission::awaits(&request, &object) {
+            self.appearance(&account).await;
+        }
         admission::admit(&request, &mut object)?;
         (resource.hooks.prepare_create)(&mut object);
         let name = object.name().to_string();
@@ -90,6 +95,16 @@ impl Api {
             patch::record_update(resource, None, &mut object, &call.field_manager());
         }
         self.store_new(call, &name, object, reservation).await
+    }
+
+    /// Waits a moment for an object that somebody is about to create.
+    async fn appearance(&self, key: &Key) {
+        let shelf = self.cache.shelf(key.resource());
+        let mut changes = shelf.changes();
+        let appeared =
+            async { while shelf.get(key).is_none() && changes.changed().await.is_ok() {} };
+        // Whether it came in time, the caller sees.
+        let _ = tokio::time::timeout(PATIENCE, appeared).await;
     }
 
     async fn store_new(

@@ -329,6 +329,7 @@ mod tests {
                 "authentication.k8s.io",
                 "authorization.k8s.io",
                 "coordination.k8s.io",
+                "discovery.k8s.io",
                 "events.k8s.io",
                 "rbac.authorization.k8s.io"
             ])

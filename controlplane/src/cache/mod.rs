@@ -170,6 +170,11 @@ impl Shelf {
         self.state.read().objects.get(key).cloned()
     }
 
+    /// Tells of every change: its revision.
+    pub fn changes(&self) -> notify::Receiver<Revision> {
+        self.changed.subscribe()
+    }
+
     /// The objects of a scope in the order of their keys.
     pub fn all(&self, scope: &Scope) -> Vec<Arc<Entry>> {
         self.state.read().scoped(scope).cloned().collect()

@@ -95,6 +95,10 @@ pub enum Index {
     Orphan,
     /// By the node that a pod is bound to.
     Node,
+    /// Services by the first value of their selector.
+    Selector,
+    /// EndpointSlices by the name of their Service, whatever its namespace.
+    Service,
 }
 
 type Handler<K> = Box<dyn Fn(&Change<K>) + Send + Sync>;

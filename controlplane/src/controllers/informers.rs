@@ -5,7 +5,10 @@ use std::fmt::Debug;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Secret, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Endpoints, Namespace, Node, Pod, Secret, Service, ServiceAccount,
+};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
@@ -21,6 +24,9 @@ pub struct Informers {
     pub deployments: Informer<Deployment>,
     pub replica_sets: Informer<ReplicaSet>,
     pub pods: Informer<Pod>,
+    pub services: Informer<Service>,
+    pub endpoints: Informer<Endpoints>,
+    pub endpoint_slices: Informer<EndpointSlice>,
     pub nodes: Informer<Node>,
     /// Node heartbeats: those of the namespace `kube-node-lease`.
     pub node_leases: Informer<Lease>,
@@ -45,6 +51,7 @@ impl Informers {
                 (Index::Orphan, orphan_namespace_of),
             ]),
             pods: Informer::new(&[
+                (Index::Namespace, namespace_of),
                 (Index::Controller, controller_of),
                 (Index::Orphan, orphan_namespace_of),
                 (Index::Node, |pod| {
@@ -52,6 +59,15 @@ impl Informers {
                     node.filter(|name| !name.is_empty())
                 }),
             ]),
+            services: Informer::new(&[(Index::Selector, |service| {
+                let selector = service.spec.as_ref()?.selector.as_ref()?;
+                selector.values().next().map(String::as_str)
+            })]),
+            endpoints: Informer::new(&[]),
+            endpoint_slices: Informer::new(&[(Index::Service, |slice| {
+                let labels = slice.metadata.labels.as_ref()?;
+                labels.get("kubernetes.io/service-name").map(String::as_str)
+            })]),
             nodes: Informer::new(&[]),
             node_leases: Informer::new(&[]),
             namespaces: Informer::new(&[]),
@@ -64,6 +80,9 @@ impl Informers {
         informers.feed(&informers.deployments, Api::all(client.clone()), "");
         informers.feed(&informers.replica_sets, Api::all(client.clone()), "");
         informers.feed(&informers.pods, Api::all(client.clone()), "");
+        informers.feed(&informers.services, Api::all(client.clone()), "");
+        informers.feed(&informers.endpoints, Api::all(client.clone()), "");
+        informers.feed(&informers.endpoint_slices, Api::all(client.clone()), "");
         informers.feed(&informers.nodes, Api::all(client.clone()), "");
         informers.feed(
             &informers.node_leases,

@@ -10,11 +10,13 @@
 
 mod certificates;
 mod deployment;
+mod endpoints;
 mod event_ttl;
 pub mod events;
 mod garbage_collector;
 pub mod informer;
 mod informers;
+mod load_balancer;
 mod monitor;
 mod namespace;
 mod node_lifecycle;
@@ -34,6 +36,7 @@ use std::time::Duration;
 
 use kube::Client;
 
+pub use endpoints::Advertised;
 pub use informers::Informers;
 
 use events::EventRecorder;
@@ -64,6 +67,8 @@ pub struct Config {
     pub signing_duration: Duration,
     /// Which nodes are connected.
     pub presence: Presence,
+    /// Where the Service `kubernetes` leads; without it there is none.
+    pub advertised: Option<Advertised>,
 }
 
 impl Config {
@@ -76,6 +81,7 @@ impl Config {
             signer: None,
             signing_duration: SIGNING_DURATION,
             presence: Presence::default(),
+            advertised: None,
         }
     }
 }
@@ -116,6 +122,8 @@ pub fn start(client: Client, informers: &Informers, config: Config) -> Running {
         );
     }
     token_cleaner::start(client.clone(), informers, &tasks);
+    load_balancer::start(client.clone(), informers, &events, &tasks);
+    endpoints::start(&client, informers, config.advertised, &tasks);
     pod_gc::start(client.clone(), informers, &config, &tasks);
     service_account::start(client.clone(), informers, config.root_ca, &tasks);
     event_ttl::start(client.clone(), &tasks);

@@ -76,8 +76,9 @@ impl Controller for ServiceAccountController {
             .get(key)
             .is_some_and(|namespace| namespace.metadata.deletion_timestamp.is_none());
         if is_active {
-            self.ensure_account(&key.name).await?;
+            // Pods wait for the account, and then mount the other.
             self.ensure_root_ca(&key.name).await?;
+            self.ensure_account(&key.name).await?;
         }
         Ok(Next::Wait)
     }

@@ -256,8 +256,18 @@ async fn tend_pod(api: &Api<Pod>, pod: &Pod) {
         return;
     }
     let now = jiff::Timestamp::now().to_string();
+    // Any address does, as long as no other pod has it.
+    let uid = pod.uid().unwrap_or_default();
+    let digits: Vec<u8> = uid.bytes().filter(u8::is_ascii_hexdigit).collect();
+    let octet = |at: usize| {
+        let pair = std::str::from_utf8(&digits[at..at + 2]).unwrap();
+        u8::from_str_radix(pair, 16).unwrap()
+    };
+    let address = format!("10.{}.{}.{}", octet(0), octet(2), octet(4));
     let running = json!({"metadata": {"uid": pod.uid()}, "status": {
         "phase": "Running",
+        "podIP": address,
+        "podIPs": [{"ip": address}],
         "conditions": [
             {"type": "Ready", "status": "True", "lastTransitionTime": now},
         ],

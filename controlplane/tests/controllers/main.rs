@@ -10,3 +10,4 @@ mod deployments;
 mod garbage;
 mod nodes;
 mod scheduling;
+mod services;

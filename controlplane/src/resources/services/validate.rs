@@ -490,8 +490,8 @@ mod tests {
                 r#"spec.type: Unsupported value: "Web": supported values: "ClusterIP", "ExternalName", "LoadBalancer", "NodePort""#,
             ),
             (
-                json!({"ports": [{"port": 0}]}),
-                "spec.ports[0].port: Invalid value: 0: must be between 1 and 65535, inclusive",
+                json!({"ports": [{"port": 70_000, "targetPort": 80}]}),
+                "spec.ports[0].port: Invalid value: 70000: must be between 1 and 65535, inclusive",
             ),
             (
                 json!({"ports": [{"port": 80, "nodePort": 30000}]}),
