@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use http::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, RANGE};
 use http::{Method, StatusCode};
 use tokio::sync::OnceCell;
@@ -79,7 +81,7 @@ impl Repository {
         accept: &[&str],
     ) -> Result<Manifest, RegistryError> {
         let wanted = self.wanted_manifest(Method::GET, target, accept);
-        let check = async |answer: Answer| read_manifest(answer, target).await;
+        let check = |answer: Answer| read_manifest(answer, target).boxed();
         self.fetch(&wanted, check).await
     }
 
@@ -92,16 +94,19 @@ impl Repository {
         accept: &[&str],
     ) -> Result<Option<Digest>, RegistryError> {
         let wanted = self.wanted_manifest(Method::HEAD, target, accept);
-        let check = async |answer: Answer| {
-            // Some registries know manifests by GET alone.
-            if answer.status() == StatusCode::METHOD_NOT_ALLOWED {
-                return Ok(None);
-            }
-            let answer = expect(answer, &[StatusCode::OK]).await?;
-            match target {
-                Target::Digest(digest) => Ok(Some(*digest)),
-                Target::Tag(_) => Ok(said_digest(&answer)),
-            }
+        let check = |answer: Answer| {
+            let check = async move {
+                // Some registries know manifests by GET alone.
+                if answer.status() == StatusCode::METHOD_NOT_ALLOWED {
+                    return Ok(None);
+                }
+                let answer = expect(answer, &[StatusCode::OK]).await?;
+                match target {
+                    Target::Digest(digest) => Ok(Some(*digest)),
+                    Target::Tag(_) => Ok(said_digest(&answer)),
+                }
+            };
+            check.boxed()
         };
         self.fetch(&wanted, check).await
     }
@@ -124,7 +129,7 @@ impl Repository {
             headers,
             resolves: false,
         };
-        let check = async |answer: Answer| open_blob(answer, offset, operation.clone()).await;
+        let check = |answer: Answer| open_blob(answer, offset, operation.clone()).boxed();
         self.fetch(&wanted, check).await
     }
 
@@ -148,10 +153,10 @@ impl Repository {
     }
 
     /// Asks the servers in rounds, until one has given what passes the check.
-    async fn fetch<T>(
+    async fn fetch<'a, T>(
         &self,
         wanted: &Wanted,
-        check: impl AsyncFn(Answer) -> Result<T, Failure>,
+        check: impl Fn(Answer) -> BoxFuture<'a, Result<T, Failure>> + Sync,
     ) -> Result<T, RegistryError> {
         let policy = self.shared.config.retry;
         let mut round = 0;
@@ -174,10 +179,10 @@ impl Repository {
     }
 
     /// Asks each server once.
-    async fn round<T>(
+    async fn round<'a, T>(
         &self,
         wanted: &Wanted,
-        check: &impl AsyncFn(Answer) -> Result<T, Failure>,
+        check: &(impl Fn(Answer) -> BoxFuture<'a, Result<T, Failure>> + Sync),
     ) -> Result<T, RegistryError> {
         let fail = |failure| RegistryError::new(wanted.operation.clone(), failure);
         let endpoints = self.endpoints().await.map_err(fail)?;
@@ -222,11 +227,11 @@ impl Repository {
     }
 
     /// Asks one server, with each account in turn as long as it refuses them.
-    async fn ask<T>(
+    async fn ask<'a, T>(
         &self,
         endpoint: &Endpoint,
         wanted: &Wanted,
-        check: &impl AsyncFn(Answer) -> Result<T, Failure>,
+        check: &(impl Fn(Answer) -> BoxFuture<'a, Result<T, Failure>> + Sync),
     ) -> Result<T, Failure> {
         let begin = endpoint.account.load(Ordering::Relaxed);
         // Without any, once, as nobody.
