@@ -111,7 +111,7 @@ fn stage_image(ingest: &mut Ingest, source: &Source, named: &Named) -> Result<Pa
     Ok(parsed)
 }
 
-fn check_layer(
+pub(crate) fn check_layer(
     image: &str,
     staged: &StagedLayer,
     blob: Digest,

@@ -12,6 +12,7 @@ mod error;
 mod export;
 mod import;
 mod pack;
+mod platform;
 mod pull;
 mod reference;
 pub mod registry;
@@ -22,7 +23,11 @@ pub use credentials::{Credentials, CredentialsError, DockerConfig, Keyring};
 pub use digest::{Digest, DigestError};
 pub use error::Error;
 pub use pack::{Compression, PackOptions, pack};
-pub use pull::{NoRegistry, PullError, PullRequest, Puller};
+pub use platform::{Platform, PlatformError};
+pub use pull::{
+    FetchError, LayerStage, Observer, Offline, PullError, PullEvent, PullRequest, Pulled, Puller,
+    RegistryPuller,
+};
 pub use reference::{Reference, ReferenceError};
 pub use store::{Damaged, Image, Prune, Pruned, Removal, Removed, Store};
 pub use unpack::{Limits, UnpackError, Unpacked, unpack};

@@ -12,9 +12,9 @@ use oci_spec::image::{Descriptor, ImageManifestBuilder, MediaType, SCHEMA_VERSIO
 use serde_json::{Map, Value, json};
 use tree::Tree;
 
+use crate::Platform;
 use crate::digest::DigestReader;
 use crate::export::{write_file, write_layout};
-use crate::store::image::architecture;
 use crate::store::index::{self, Named};
 use crate::{Digest, Error, Reference};
 
@@ -69,7 +69,7 @@ pub fn pack(rootfs: &Path, options: &PackOptions, to: &Path) -> Result<(), Error
                 "'{platform}' is no platform, as linux/amd64 and linux/arm/v7 are"
             ))
         })?,
-        None => vec!["linux".to_owned(), architecture()],
+        None => vec!["linux".to_owned(), Platform::host().architecture().to_owned()],
     };
     let tree = Tree::read(rootfs)?;
     let created = options.created.unwrap_or_else(|| tree.newest());

@@ -10,6 +10,7 @@ use super::image::{self, Image, Loaded};
 use super::index::{self, Named};
 use super::lock::{Exclusive, Shared};
 use super::sweep;
+use super::turn;
 use crate::{Digest, Error, Limits};
 
 const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
@@ -55,6 +56,7 @@ impl Disk {
             disk.parents_dir(),
             disk.leases_dir(),
             disk.ingest_dir(),
+            disk.turns_dir(),
         ] {
             DirBuilder::new()
                 .recursive(true)
@@ -69,6 +71,7 @@ impl Disk {
         if !disk.index_path().exists() {
             disk.write_index(&lock, &[])?;
         }
+        turn::sweep(&disk).map_err(Error::io("clear away locks of pulls"))?;
         let trash = sweep::abandoned(&disk, &lock)?.and(sweep::unreachable(&disk, &lock)?);
         drop(lock);
         trash.empty();
@@ -107,6 +110,10 @@ impl Disk {
         self.root.join("ingest")
     }
 
+    pub(super) fn turns_dir(&self) -> PathBuf {
+        self.root.join("turns")
+    }
+
     pub(crate) fn blob_path(&self, digest: Digest) -> PathBuf {
         self.blobs_dir().join(digest.hex())
     }
@@ -129,6 +136,14 @@ impl Disk {
         } else {
             path.exists()
         }
+    }
+
+    pub(crate) fn has_blob(&self, digest: Digest) -> bool {
+        self.blob_path(digest).exists()
+    }
+
+    pub(crate) fn has_layer(&self, diff_id: Digest) -> bool {
+        self.is_whole(&self.layer_path(diff_id))
     }
 
     /// Waits for its turn to change the store.

@@ -9,6 +9,7 @@ use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest,
 use super::disk::Disk;
 use super::index::Named;
 use super::parents;
+use crate::platform::{self, Platform};
 use crate::unpack::Unpacked;
 use crate::{Digest, Error, Reference};
 
@@ -151,7 +152,7 @@ pub(crate) fn parse(
                 let index: ImageIndex =
                     serde_json::from_slice(&bytes).map_err(Error::json(what("index")))?;
                 indexes.push(digest);
-                target = own_platform(image, &index)?;
+                target = platform::choose(image, &index, &Platform::host())?;
             }
             Some(Kind::Manifest) => {
                 let manifest: ImageManifest =
@@ -186,47 +187,6 @@ pub(crate) fn parse(
         }
     }
     Err(Error::malformed(image, "its indexes are nested too deep"))
-}
-
-fn own_platform(image: &str, index: &ImageIndex) -> Result<Descriptor, Error> {
-    let os = "linux".to_owned();
-    let arch = architecture();
-    let mut found = Vec::new();
-    for descriptor in index.manifests() {
-        if Kind::of(descriptor).is_none() {
-            continue;
-        }
-        let Some(platform) = descriptor.platform() else {
-            // Only an index of one image may leave the platform out.
-            if index.manifests().len() == 1 {
-                return Ok(descriptor.clone());
-            }
-            continue;
-        };
-        if platform.os().to_string() == os && platform.architecture().to_string() == arch {
-            return Ok(descriptor.clone());
-        }
-        found.push(format!("{}/{}", platform.os(), platform.architecture()));
-    }
-    found.sort();
-    found.dedup();
-    Err(Error::NoPlatform {
-        image: image.to_owned(),
-        wanted: format!("{os}/{arch}"),
-        found: found.join(", "),
-    })
-}
-
-/// This machine's architecture, as image configurations name it.
-pub(crate) fn architecture() -> String {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        "x86" => "386",
-        "powerpc64" => "ppc64le",
-        other => other,
-    }
-    .to_owned()
 }
 
 /// All images that the index names.

@@ -7,6 +7,7 @@
 //! <root>/parents/<chain id>/fs                        directories' metadata (see `parents`)
 //! <root>/leases/<holder>                              images in use, by the digest of their manifest
 //! <root>/ingest/<random>/                             what is not finished, locked by who makes it
+//! <root>/turns/<manifest>                             locked by who fetches that image
 //! <root>/lock                                         flock: shared to read the index, exclusive to change
 //! ```
 //!
@@ -27,6 +28,7 @@ mod lock;
 mod parents;
 mod removal;
 mod sweep;
+pub(crate) mod turn;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -61,6 +63,10 @@ impl Store {
         Ok(Self {
             disk: Arc::new(disk),
         })
+    }
+
+    pub(crate) fn disk(&self) -> &Arc<Disk> {
+        &self.disk
     }
 
     pub fn root(&self) -> &Path {
