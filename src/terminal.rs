@@ -33,6 +33,11 @@ nix::ioctl_read_bad!(get_window_size, nix::libc::TIOCGWINSZ, nix::libc::winsize)
 
 /// Rows and columns; `None` when standard input is not a terminal.
 pub fn size() -> Option<(u16, u16)> {
+    size_of(&io::stdin())
+}
+
+/// Rows and columns of what may be a terminal.
+pub fn size_of(file: &impl AsRawFd) -> Option<(u16, u16)> {
     let mut size = nix::libc::winsize {
         ws_row: 0,
         ws_col: 0,
@@ -40,6 +45,6 @@ pub fn size() -> Option<(u16, u16)> {
         ws_ypixel: 0,
     };
     // SAFETY: the descriptor is open, and the kernel writes one `winsize`.
-    unsafe { get_window_size(io::stdin().as_raw_fd(), &raw mut size) }.ok()?;
+    unsafe { get_window_size(file.as_raw_fd(), &raw mut size) }.ok()?;
     Some((size.ws_row, size.ws_col))
 }

@@ -13,7 +13,8 @@ use skiff_agent::Agent;
 use skiff_agent::net::NetworkConfig;
 use skiff_controlplane::ControlPlane;
 use skiff_controlplane::auth::kubeconfig;
-use skiff_images::{NoRegistry, Store};
+use skiff_images::registry::{Registries, RegistryConfig};
+use skiff_images::{Offline, Puller, RegistryPuller, Store};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
@@ -37,6 +38,10 @@ pub struct UpArgs {
     /// Never fetch an image: those that are present serve, whatever the pull policy
     #[arg(long)]
     offline: bool,
+    /// Where hosts.toml files say how registries are reached, in the layout of containerd's
+    /// certs.d; asked before DIR/registries.d of the data directory and /etc/skiff/registries.d
+    #[arg(long, value_name = "DIR")]
+    registry_config: Option<PathBuf>,
 }
 
 /// Serves until SIGTERM or SIGINT; containers run on when it ends.
@@ -142,10 +147,16 @@ async fn agent_config(
     let pki = &control_plane.pki;
     let issued = pki.issue_node(&node_name, &[node_name.clone(), address.to_string()])?;
     let (chain, key) = issued.serving.der()?;
-    let puller = if args.offline {
-        NoRegistry::Offline
+    let images = Store::open(identity.images_dir()).await?;
+    let puller: Arc<dyn Puller> = if args.offline {
+        Arc::new(Offline)
     } else {
-        NoRegistry::NoClient
+        let extra = args.registry_config.clone();
+        let registries = RegistryConfig::for_data_dir(data_dir.path(), extra);
+        Arc::new(RegistryPuller::new(
+            images.clone(),
+            Registries::new(registries),
+        ))
     };
     Ok(skiff_agent::Config {
         identity: identity.clone(),
@@ -153,8 +164,8 @@ async fn agent_config(
         node_name,
         labels: BTreeMap::from([(CONTROL_PLANE_ROLE.to_string(), String::new())]),
         address,
-        images: Store::open(identity.images_dir()).await?,
-        puller: Arc::new(puller),
+        images,
+        puller,
         offline: args.offline,
         listen: SocketAddr::new(address, 0),
         credentials: skiff_agent::server::Credentials {

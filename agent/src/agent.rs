@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
 use skiff_images::{Puller, Store};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -18,7 +18,7 @@ use crate::leases::Leases;
 use crate::logs::Watcher;
 use crate::net::{Network, NetworkConfig, NetworkError};
 use crate::node::host::Host;
-use crate::node::{NodeConfig, Registrar, allocatable_memory};
+use crate::node::{NodeConfig, NodeImageList, Registrar, allocatable_memory};
 use crate::pod::api::KubeApi;
 use crate::pod::dispatch::{Dispatch, FindSandbox, Pods};
 use crate::pod::events::{self, Events};
@@ -117,6 +117,7 @@ impl Agent {
             pod_cidr: network.cidr().to_string(),
             max_pods: config.max_pods,
         };
+        let images_changed = Arc::new(Notify::new());
         let context = Arc::new(NodeContext {
             facts: facts(&node, &host),
             memory_capacity: host.memory_bytes,
@@ -131,11 +132,16 @@ impl Agent {
                 store: config.images.clone(),
                 puller: config.puller,
                 leases,
+                changed: Arc::clone(&images_changed),
             }),
             api: Arc::new(KubeApi::new(config.client.clone())),
             events: events.clone(),
         });
-        let registrar = Registrar::new(node, host, config.images, config.client.clone(), events);
+        let images = NodeImageList {
+            store: config.images,
+            changed: images_changed,
+        };
+        let registrar = Registrar::new(node, host, images, config.client.clone(), events);
         let registered = registrar.registered();
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();

@@ -11,15 +11,15 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use skiff_images::{Credentials, Image, Keyring, PullRequest, Puller, Reference, Store};
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::identity::Identity;
 use crate::leases::Leases;
 use crate::net::Network;
 use crate::pod::dispatch::Pods;
 use crate::pod::seams::{
-    ContainerError, ContainerRuntime, ExecOutcome, ImageSource, PodNetwork, PodSandbox,
-    ResolvedImage, SeamError, SeamResult,
+    ContainerError, ContainerRuntime, ExecOutcome, FetchedImage, ImageSource, PodNetwork,
+    PodSandbox, ResolvedImage, SeamError, SeamResult,
 };
 use crate::runtime::types::{
     ContainerConfig, ContainerRecord, ExecRequest, SandboxConfig, SandboxState,
@@ -201,6 +201,8 @@ pub(crate) struct NodeImages {
     pub(crate) store: Store,
     pub(crate) puller: Arc<dyn Puller>,
     pub(crate) leases: Leases,
+    /// Wakes whoever reports this node's images.
+    pub(crate) changed: Arc<Notify>,
 }
 
 impl NodeImages {
@@ -242,15 +244,18 @@ impl ImageSource for NodeImages {
         Ok(self.get(image).await?.map(|image| resolved(&image)))
     }
 
-    async fn pull(&self, image: &str, secrets: &[Secret]) -> SeamResult<(ResolvedImage, u64)> {
+    async fn pull(&self, image: &str, secrets: &[Secret]) -> SeamResult<FetchedImage> {
         let reference: Reference = image.parse().map_err(SeamError::from_display)?;
-        let request = PullRequest {
-            credentials: credentials(&reference, secrets)?,
-            reference,
-        };
+        let credentials = credentials(&reference, secrets)?;
+        let request = PullRequest::new(reference, credentials);
         let pulled = self.puller.pull(request).await;
-        let image = pulled.map_err(SeamError::from_display)?;
-        Ok((resolved(&image), image.size))
+        let pulled = pulled.map_err(SeamError::from_display)?;
+        self.changed.notify_one();
+        Ok(FetchedImage {
+            image: resolved(&pulled.image),
+            size: pulled.image.size,
+            took: pulled.took,
+        })
     }
 }
 

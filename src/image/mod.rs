@@ -3,6 +3,8 @@
 //! The commands open the node's store themselves; its locks let the agent use it meanwhile.
 
 mod pack;
+mod progress;
+mod pull;
 mod show;
 
 use std::fs;
@@ -11,7 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use skiff_agent::identity::Identity;
-use skiff_images::{NoRegistry, Prune, PullRequest, Puller, Reference, Removal, Removed, Store};
+use skiff_images::{Prune, Reference, Removal, Removed, Store};
 
 #[derive(Debug, Args)]
 pub struct ImageArgs {
@@ -70,10 +72,7 @@ enum Command {
         output: PathBuf,
     },
     /// Fetch an image from its registry
-    Pull {
-        #[arg(value_name = "REF")]
-        reference: Reference,
-    },
+    Pull(pull::PullArgs),
 }
 
 pub async fn run(args: ImageArgs) -> anyhow::Result<()> {
@@ -95,14 +94,7 @@ pub async fn run(args: ImageArgs) -> anyhow::Result<()> {
         Command::Export { references, output } => {
             open(data_dir).await?.export(&references, output).await?;
         }
-        Command::Pull { reference } => {
-            let request = PullRequest {
-                reference,
-                credentials: Vec::new(),
-            };
-            let image = NoRegistry::NoClient.pull(request).await?;
-            println!("{}", image.id);
-        }
+        Command::Pull(args) => pull::run(open(data_dir).await?, data_dir, args).await?,
     }
     Ok(())
 }

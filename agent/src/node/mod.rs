@@ -10,6 +10,7 @@ mod status;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, NodeSpec, NodeStatus, ObjectReference};
@@ -19,7 +20,7 @@ use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use serde_json::json;
 use skiff_images::Store;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::pod::events::{Events, Severity};
@@ -50,11 +51,17 @@ pub struct NodeConfig {
     pub max_pods: u32,
 }
 
+/// This node's images, and when to look at them again before it is time.
+pub(crate) struct NodeImageList {
+    pub(crate) store: Store,
+    pub(crate) changed: Arc<Notify>,
+}
+
 /// Keeps the Node object.
 pub(crate) struct Registrar {
     config: NodeConfig,
     host: Host,
-    images: Store,
+    images: NodeImageList,
     nodes: Api<Node>,
     client: Client,
     events: Events,
@@ -66,7 +73,7 @@ impl Registrar {
     pub(crate) fn new(
         config: NodeConfig,
         host: Host,
-        images: Store,
+        images: NodeImageList,
         client: Client,
         events: Events,
     ) -> Self {
@@ -173,14 +180,14 @@ impl Registrar {
 
     /// The node's status as the host is now.
     async fn look(&self, last: Option<&NodeStatus>) -> NodeStatus {
-        let images = match self.images.list().await {
+        let images = match self.images.store.list().await {
             Ok(images) => images,
             Err(error) => {
                 tracing::warn!(%error, "can't list this node's images");
                 Vec::new()
             }
         };
-        let dir = self.images.root().to_owned();
+        let dir = self.images.store.root().to_owned();
         let pressure = tokio::task::spawn_blocking(move || host::Pressure::look(&dir)).await;
         let pressure = pressure.unwrap_or_default();
         status::compute(
@@ -197,7 +204,10 @@ impl Registrar {
         let mut written = Instant::now();
         let mut failing = false;
         loop {
-            tokio::time::sleep(if failing { RETRY } else { LOOK }).await;
+            tokio::select! {
+                () = tokio::time::sleep(if failing { RETRY } else { LOOK }) => {}
+                () = self.images.changed.notified(), if !failing => {}
+            }
             let last = known.status.as_ref();
             let status = self.look(last).await;
             let changed = last.is_none_or(|last| status::differs(last, &status));

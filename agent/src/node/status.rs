@@ -21,6 +21,8 @@ pub(crate) const KUBELET_VERSION: &str = "v1.37.0+skiff";
 const RESERVED_MEMORY: i64 = 100 << 20;
 /// Images that a status lists, the largest first, as many as the kubelet lists.
 const MAX_IMAGES: usize = 50;
+/// Names of one image, as `MaxNamesPerImageInNodeStatus` of the kubelet.
+const MAX_IMAGE_NAMES: usize = 5;
 
 /// The labels that every node has, and those that were asked for.
 pub(super) fn labels(config: &NodeConfig, host: &Host) -> BTreeMap<String, String> {
@@ -121,18 +123,18 @@ fn node_info(host: &Host) -> NodeSystemInfo {
 fn listed(images: &[Arc<Image>]) -> Vec<ContainerImage> {
     let mut images: Vec<_> = images.iter().collect();
     images.sort_by_key(|image| std::cmp::Reverse(image.size));
-    let named = |image: &&Arc<Image>| ContainerImage {
-        names: Some(
-            image
-                .repo_digests()
-                .iter()
-                .chain(&image.references)
-                .map(ToString::to_string)
-                .collect(),
-        ),
+    images.iter().take(MAX_IMAGES).map(|i| named(i)).collect()
+}
+
+/// An image by its digests, then its tags.
+fn named(image: &Image) -> ContainerImage {
+    let digests = image.repo_digests();
+    let tags = image.references.iter().filter(|name| name.tag().is_some());
+    let names = digests.iter().chain(tags).map(ToString::to_string);
+    ContainerImage {
+        names: Some(names.take(MAX_IMAGE_NAMES).collect()),
         size_bytes: i64::try_from(image.size).ok(),
-    };
-    images.iter().take(MAX_IMAGES).map(named).collect()
+    }
 }
 
 /// A condition when it is as it should be, and when it is not.

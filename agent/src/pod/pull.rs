@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::NodeContext;
 use super::events::Severity;
-use super::seams::ResolvedImage;
+use super::seams::{FetchedImage, ResolvedImage};
 use super::status::Waiting;
 
 /// Why there is no image, and whether that came from trying to fetch it.
@@ -76,11 +76,14 @@ pub(super) async fn resolve_image(
         .pull(&name, &pull_secrets(&node, &pod).await)
         .await;
     match pulled {
-        Ok((image, bytes)) => {
-            let took = go_duration(begun.elapsed());
+        Ok(FetchedImage { image, size, took }) => {
+            let waited = begun.elapsed();
             let message = format!(
-                "Successfully pulled image \"{name}\" in {took} ({took} including waiting). \
-                 Image size: {bytes} bytes."
+                "Successfully pulled image \"{name}\" in {} ({} including waiting). \
+                 Image size: {size} bytes.",
+                // A pull that another pod had begun took longer than this one has waited.
+                go_duration(took.min(waited)),
+                go_duration(waited)
             );
             event(Severity::Normal, "Pulled", message);
             Ok(image)
@@ -93,26 +96,67 @@ pub(super) async fn resolve_image(
     }
 }
 
-/// Milliseconds below a second, else seconds with three decimals, as Go prints durations.
+/// To the millisecond, as Go prints durations: `831ms`, `1.2s`, `1m2.05s`.
 fn go_duration(duration: Duration) -> String {
-    match duration.as_millis() {
-        millis if millis < 1000 => format!("{millis}ms"),
-        _ => format!("{:.3}s", duration.as_secs_f64()),
+    let (minutes, millis) = (duration.as_secs() / 60, duration.as_millis() % 60_000);
+    let seconds = match millis % 1000 {
+        0 => format!("{}s", millis / 1000),
+        part => {
+            let decimals = format!("{part:03}");
+            format!("{}.{}s", millis / 1000, decimals.trim_end_matches('0'))
+        }
+    };
+    match minutes {
+        0 if duration.is_zero() => "0s".to_owned(),
+        0 if millis < 1000 => format!("{millis}ms"),
+        0 => seconds,
+        m if m < 60 => format!("{m}m{seconds}"),
+        m => format!("{}h{}m{seconds}", m / 60, m % 60),
     }
 }
 
+/// The secrets that are to be had. A missing one is no failure, because the image may be public.
 async fn pull_secrets(node: &NodeContext, pod: &Pod) -> Vec<Secret> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-    let mut secrets = Vec::new();
-    let references = pod
-        .spec
-        .iter()
-        .flat_map(|s| s.image_pull_secrets.iter().flatten());
-    for reference in references {
-        // A secret that is missing is no error: the image may be public.
-        if let Ok(Some(secret)) = node.api.secret(namespace, &reference.name).await {
-            secrets.push(secret);
+    let spec = pod.spec.iter();
+    let references = spec.flat_map(|spec| spec.image_pull_secrets.iter().flatten());
+    // Old objects may have references without a name.
+    let names = references.map(|secret| &secret.name);
+    let (mut secrets, mut missing) = (Vec::new(), Vec::new());
+    for name in names.filter(|name| !name.is_empty()) {
+        match node.api.secret(namespace, name).await {
+            Ok(Some(secret)) => secrets.push(secret),
+            Ok(None) | Err(_) => missing.push(name.as_str()),
         }
     }
+    if !missing.is_empty() {
+        let message = format!(
+            "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not \
+             succeed.",
+            missing.join(", ")
+        );
+        let reason = "FailedToRetrieveImagePullSecret";
+        node.events.pod(pod, Severity::Warning, reason, message);
+    }
     secrets
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_printed_as_go_does() {
+        for (millis, text) in [
+            (0, "0s"),
+            (7, "7ms"),
+            (1_000, "1s"),
+            (1_200, "1.2s"),
+            (12_034, "12.034s"),
+            (62_050, "1m2.05s"),
+            (3_600_000, "1h0m0s"),
+        ] {
+            assert_eq!(go_duration(Duration::from_millis(millis)), text);
+        }
+    }
 }

@@ -13,8 +13,8 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use super::seams::{
-    ContainerError, ContainerRuntime, ExecOutcome, ImageSource, PodApi, PodNetwork, PodSandbox,
-    ResolvedImage, SeamError, SeamResult, WriteError,
+    ContainerError, ContainerRuntime, ExecOutcome, FetchedImage, ImageSource, PodApi, PodNetwork,
+    PodSandbox, ResolvedImage, SeamError, SeamResult, WriteError,
 };
 use crate::runtime::types::{
     ContainerConfig, ContainerRecord, ContainerState, SandboxConfig, SandboxState,
@@ -342,7 +342,7 @@ impl ImageSource for ScriptedImages {
         }))
     }
 
-    async fn pull(&self, _: &str, _: &[Secret]) -> SeamResult<(ResolvedImage, u64)> {
+    async fn pull(&self, _: &str, _: &[Secret]) -> SeamResult<FetchedImage> {
         Err(SeamError("not found".into()))
     }
 }

@@ -114,6 +114,16 @@ pub struct ResolvedImage {
     pub layers: Vec<PathBuf>,
 }
 
+/// An image that was just fetched.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FetchedImage {
+    pub image: ResolvedImage,
+    /// Bytes of its blobs, compressed as they are.
+    pub size: u64,
+    /// Without the time spent waiting for other pulls.
+    pub took: Duration,
+}
+
 /// Finds images on this node and fetches the others.
 #[async_trait]
 pub trait ImageSource: Send + Sync + 'static {
@@ -133,8 +143,8 @@ pub trait ImageSource: Send + Sync + 'static {
     /// When the name is none, or the store can't be read.
     async fn find(&self, image: &str) -> SeamResult<Option<ResolvedImage>>;
 
-    /// Fetches an image from its registry; gives its compressed size in bytes.
-    async fn pull(&self, image: &str, secrets: &[Secret]) -> SeamResult<(ResolvedImage, u64)>;
+    /// Fetches an image from its registry, with the accounts that `secrets` hold for it.
+    async fn pull(&self, image: &str, secrets: &[Secret]) -> SeamResult<FetchedImage>;
 }
 
 /// The API, as far as one pod is concerned.

@@ -69,7 +69,10 @@ pub fn pack(rootfs: &Path, options: &PackOptions, to: &Path) -> Result<(), Error
                 "'{platform}' is no platform, as linux/amd64 and linux/arm/v7 are"
             ))
         })?,
-        None => vec!["linux".to_owned(), Platform::host().architecture().to_owned()],
+        None => vec![
+            "linux".to_owned(),
+            Platform::host().architecture().to_owned(),
+        ],
     };
     let tree = Tree::read(rootfs)?;
     let created = options.created.unwrap_or_else(|| tree.newest());
