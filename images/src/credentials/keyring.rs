@@ -108,27 +108,52 @@ fn split_port(host: &str) -> (&str, &str) {
 }
 
 /// Go's `filepath.Match` on a label: `*`, `?`, `[a-z]`, `[^a-z]`, and a backslash for themselves.
-/// A pattern that is none matches nothing.
+/// A pattern that is none matches nothing. Patterns are strangers' work: time is bounded by the
+/// product of both lengths, since only the last `*` is ever tried again.
 fn glob(pattern: &[u8], text: &[u8]) -> bool {
-    match pattern.first() {
-        None => text.is_empty(),
-        Some(b'*') => (0..=text.len()).any(|skipped| glob(&pattern[1..], &text[skipped..])),
-        Some(b'?') => !text.is_empty() && glob(&pattern[1..], &text[1..]),
-        Some(b'[') => match (text.first(), class(&pattern[1..], text.first().copied())) {
-            (Some(_), Some((true, rest))) => glob(rest, &text[1..]),
-            _ => false,
-        },
-        Some(b'\\') => match pattern.get(1) {
-            Some(literal) => text.first() == Some(literal) && glob(&pattern[2..], &text[1..]),
-            None => false,
-        },
-        Some(literal) => text.first() == Some(literal) && glob(&pattern[1..], &text[1..]),
+    let (mut pattern, mut text) = (pattern, text);
+    // What follows the last `*`, and what it was matched from last.
+    let mut star: Option<(&[u8], &[u8])> = None;
+    loop {
+        if let Some((b'*', rest)) = pattern.split_first() {
+            star = Some((rest, text));
+            pattern = rest;
+            continue;
+        }
+        if pattern.is_empty() && text.is_empty() {
+            return true;
+        }
+        if let Some((byte, rest)) = text.split_first()
+            && let Some(pattern_rest) = one(pattern, *byte)
+        {
+            (pattern, text) = (pattern_rest, rest);
+            continue;
+        }
+        // Let the last `*` take one byte more.
+        match star {
+            Some((after, [_, from @ ..])) => {
+                star = Some((after, from));
+                (pattern, text) = (after, from);
+            }
+            _ => return false,
+        }
+    }
+}
+
+/// The rest of a pattern whose beginning, which is not `*`, matches a byte.
+fn one(pattern: &[u8], byte: u8) -> Option<&[u8]> {
+    match pattern.split_first()? {
+        (b'?', rest) => Some(rest),
+        (b'[', rest) => class(rest, byte).and_then(|(found, rest)| found.then_some(rest)),
+        (b'\\', rest) => rest
+            .split_first()
+            .and_then(|(c, rest)| (*c == byte).then_some(rest)),
+        (literal, rest) => (*literal == byte).then_some(rest),
     }
 }
 
 /// Whether a byte is in the class that begins here, and what follows the class.
-fn class(pattern: &[u8], byte: Option<u8>) -> Option<(bool, &[u8])> {
-    let byte = byte?;
+fn class(pattern: &[u8], byte: u8) -> Option<(bool, &[u8])> {
     let (negated, mut rest) = match pattern.split_first()? {
         (b'^', rest) => (true, rest),
         _ => (false, pattern),
@@ -200,6 +225,31 @@ mod tests {
         ] {
             assert_eq!(fits_image(server, image), expected, "{server} {image}");
         }
+    }
+
+    #[test]
+    fn patterns_are_matched_as_go_matches_them_and_quickly() {
+        for (pattern, text, expected) in [
+            ("", "", true),
+            ("*", "", true),
+            ("**", "abc", true),
+            ("a*c", "abcbc", true),
+            ("a*c", "abcb", false),
+            ("*a*b*", "xxaxxbxx", true),
+            ("?", "", false),
+            ("[a-c]*", "bx", true),
+            ("[]a]", "]", false),
+            ("[a", "a", false),
+            ("[a-", "a", false),
+            ("\\*", "*", true),
+            ("\\*", "x", false),
+            ("\\", "", false),
+        ] {
+            let matched = glob(pattern.as_bytes(), text.as_bytes());
+            assert_eq!(matched, expected, "{pattern} {text}");
+        }
+        let (pattern, text) = ("*a".repeat(1000), "a".repeat(5000) + "b");
+        assert!(!glob(pattern.as_bytes(), text.as_bytes()));
     }
 
     fn keyring(configs: &[&str]) -> Keyring {

@@ -200,4 +200,18 @@ mod tests {
             assert_eq!(read(&[value]), [], "{value}");
         }
     }
+
+    /// Whatever is cut out of a challenge, or put into it, reading it comes to an end.
+    #[test]
+    fn damaged_challenges_are_survived() {
+        let sound = "Negotiate dG9/=, Bearer realm=\"https://a/t\",service=\"a \\\"b\",scope=x";
+        for start in 0..sound.len() {
+            for end in start..=sound.len() {
+                parse(&sound[start..end]);
+                for extra in ["\"", "\\", "=", ",", " ", "/", "ä"] {
+                    parse(&format!("{}{extra}{}", &sound[..start], &sound[end..]));
+                }
+            }
+        }
+    }
 }

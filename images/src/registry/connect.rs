@@ -23,6 +23,7 @@ use tokio_rustls::TlsConnector;
 use tower::Service;
 
 use super::error::ConnectError;
+use super::hosts::is_loopback;
 use super::tls::{SystemRoots, TlsSettings};
 use super::transport::TransportSettings;
 
@@ -33,11 +34,28 @@ pub(super) struct Connector(Arc<Inner>);
 struct Inner {
     tcp: HttpConnector,
     connect_timeout: Duration,
-    proxy: Matcher,
+    proxy: Proxy,
     settings: TlsSettings,
     system: Arc<SystemRoots>,
     /// Loaded for the first connection that needs it.
     tls: OnceCell<Arc<ClientConfig>>,
+}
+
+enum Proxy {
+    /// As `hosts.toml` says.
+    Always(Matcher),
+    /// As the environment says; this machine is never reached through a proxy.
+    Environment(Matcher),
+}
+
+impl Proxy {
+    fn intercept(&self, url: &Uri) -> Option<Intercept> {
+        match self {
+            Self::Always(matcher) => matcher.intercept(url),
+            Self::Environment(_) if is_loopback(url.authority()?.as_str()) => None,
+            Self::Environment(matcher) => matcher.intercept(url),
+        }
+    }
 }
 
 impl Connector {
@@ -47,8 +65,8 @@ impl Connector {
         tcp.set_nodelay(true);
         tcp.set_keepalive(Some(Duration::from_secs(30)));
         let proxy = match &settings.proxy {
-            Some(proxy) => Matcher::builder().all(proxy.as_str()).build(),
-            None => Matcher::from_env(),
+            Some(proxy) => Proxy::Always(Matcher::builder().all(proxy.as_str()).build()),
+            None => Proxy::Environment(Matcher::from_env()),
         };
         Self(Arc::new(Inner {
             tcp,
@@ -325,6 +343,25 @@ mod tests {
             handshake_error("h", &hung_up),
             ConnectError::Broken(_)
         ));
+    }
+
+    #[test]
+    fn this_machine_is_not_reached_through_a_proxy() {
+        let matcher = || Matcher::builder().all("http://proxy:3128").build();
+        let proxied = |proxy: Proxy, url: &str| proxy.intercept(&url.parse().unwrap()).is_some();
+        for (url, expected) in [
+            ("https://r.io/v2/", true),
+            ("https://localhost:5000/v2/", false),
+            ("http://127.0.0.1:5000/v2/", false),
+            ("https://[::1]/v2/", false),
+        ] {
+            assert_eq!(
+                proxied(Proxy::Environment(matcher()), url),
+                expected,
+                "{url}"
+            );
+            assert!(proxied(Proxy::Always(matcher()), url), "{url}");
+        }
     }
 
     #[test]

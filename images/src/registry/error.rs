@@ -163,6 +163,8 @@ pub(super) enum Failure {
     Body { url: String, reason: String },
     #[error("reading from {url}: nothing came for {}", seconds(after))]
     Stalled { url: String, after: Duration },
+    #[error("reading from {url}: not done within {}", seconds(after))]
+    TooSlow { url: String, after: Duration },
     #[error("{url} leads to {target}: {reason}")]
     Redirect {
         url: String,
@@ -197,7 +199,10 @@ impl Failure {
         match self {
             Self::Status { status, .. } => is_transient_status(*status),
             Self::Request { source, .. } => source.is_transient(),
-            Self::NoAnswer { .. } | Self::Body { .. } | Self::Stalled { .. } => true,
+            Self::NoAnswer { .. }
+            | Self::Body { .. }
+            | Self::Stalled { .. }
+            | Self::TooSlow { .. } => true,
             // Content that was damaged on the way may arrive whole the next time.
             Self::Mismatch { .. } => true,
             _ => false,
@@ -208,6 +213,15 @@ impl Failure {
         match self {
             Self::Status { retry_after, .. } => *retry_after,
             _ => None,
+        }
+    }
+
+    /// The server can't be reached at all, so that asking it for the next thing is in vain too.
+    pub(super) fn is_unreachable(&self) -> bool {
+        match self {
+            Self::Request { source, .. } => !matches!(source, ConnectError::Broken(_)),
+            Self::NoAnswer { .. } => true,
+            _ => false,
         }
     }
 
@@ -287,11 +301,6 @@ impl ConnectError {
                 false
             }
         }
-    }
-
-    /// The server can't be reached at all, so that asking it for the next thing is in vain too.
-    pub(super) fn is_unreachable(&self) -> bool {
-        !matches!(self, Self::Broken(_))
     }
 }
 

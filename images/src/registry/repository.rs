@@ -204,7 +204,7 @@ impl Repository {
                 Ok(found) => return Ok(found),
                 Err(failure) => {
                     let server = endpoint.server();
-                    tracing::info!(server, %failure, "asking the next server of the registry");
+                    log_next(&server, &failure);
                     failures.push((server, failure));
                 }
             }
@@ -249,9 +249,8 @@ impl Repository {
                 // Some registries hide what one may not see.
                 Err(Failure::Denied { .. } | Failure::NotFound { .. }) if index < end => {}
                 Err(failure) => {
-                    if let Failure::Request { source, .. } = &failure {
-                        let unreachable = source.is_unreachable();
-                        endpoint.unreachable.store(unreachable, Ordering::Relaxed);
+                    if failure.is_unreachable() {
+                        endpoint.unreachable.store(true, Ordering::Relaxed);
                     }
                     return Err(failure);
                 }
@@ -340,12 +339,22 @@ impl fmt::Debug for Repository {
     }
 }
 
-/// The failure that tells most, followed by the others.
+/// A mirror need not have everything; other failures of it are for an operator to see.
+fn log_next(server: &str, failure: &Failure) {
+    match failure {
+        Failure::NotFound { .. } => tracing::debug!(server, %failure, "asking the next server"),
+        _ => tracing::info!(server, %failure, "a mirror failed: asking the next server"),
+    }
+}
+
+/// The failure that tells most, followed by the others. If the last server said a clear no, that
+/// is it; else how far a request got counts.
 fn combine(operation: Operation, mut failures: Vec<(String, Failure)>) -> RegistryError {
+    let last = failures.len().saturating_sub(1);
     let transient = failures.last().is_some_and(|(_, last)| last.is_transient());
-    let mut best = 0;
+    let mut best = if transient { 0 } else { last };
     for (index, (_, failure)) in failures.iter().enumerate() {
-        if failure.rank() > failures[best].1.rank() {
+        if transient && failure.rank() > failures[best].1.rank() {
             best = index;
         }
     }

@@ -252,8 +252,16 @@ impl Answer {
         pieces.boxed()
     }
 
-    /// The whole body, or `None` if it is larger than `limit` bytes.
+    /// The whole body, or `None` if it is larger than `limit` bytes. For what is small: it has to
+    /// come within a few times the limit for one piece.
     pub(super) async fn read(self, limit: usize) -> Result<Option<Bytes>, Failure> {
+        let url = show(&self.url);
+        let after = self.body_timeout * 4;
+        let reading = tokio::time::timeout(after, self.read_pieces(limit)).await;
+        reading.unwrap_or(Err(Failure::TooSlow { url, after }))
+    }
+
+    async fn read_pieces(self, limit: usize) -> Result<Option<Bytes>, Failure> {
         let mut whole = BytesMut::new();
         let mut pieces = self.into_body(None);
         while let Some(piece) = pieces.try_next().await? {
