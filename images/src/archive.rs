@@ -239,7 +239,12 @@ const ZSTD_WINDOW_LOG: u32 = 27;
 
 /// Unpacks gzip and zstd while reading, and passes anything else on.
 pub(crate) fn decompress<'a>(mut reader: impl BufRead + 'a) -> io::Result<Box<dyn Read + 'a>> {
-    Ok(match Packing::of(reader.fill_buf()?) {
+    // One read may give less: a network's first bytes come as they like.
+    let mut start = Vec::with_capacity(4);
+    reader.by_ref().take(4).read_to_end(&mut start)?;
+    let packing = Packing::of(&start);
+    let reader = io::Cursor::new(start).chain(reader);
+    Ok(match packing {
         Packing::Plain => Box::new(reader),
         Packing::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(reader)),
         Packing::Zstd => {

@@ -14,8 +14,10 @@ use super::manifest::{self, Resolved};
 use super::progress::{Progress, PullEvent};
 use super::{PullRequest, Pulled, Puller};
 use crate::registry::{Registries, Repository};
+use crate::store::disk::Disk;
 use crate::store::index::Named;
 use crate::store::ingest::{Commit, Ingest};
+use crate::store::sweep;
 use crate::store::turn::{self, Turn};
 use crate::{Credentials, Digest, Error, Image, Platform, Reference, Store};
 
@@ -163,7 +165,7 @@ impl Shared {
                 for part in fetched {
                     ingest.include(part);
                 }
-                commit(ingest, name, resolved)
+                commit(disk, ingest, name, resolved)
             })
             .await
             .map_err(FetchError::from)?;
@@ -185,7 +187,12 @@ fn named(reference: &Reference) -> Reference {
 
 /// Stages the documents and commits. What was replaced under this name is removed with it, if
 /// nothing else needs it.
-fn commit(mut ingest: Ingest, name: Reference, resolved: Resolved) -> Result<Commit, Error> {
+fn commit(
+    disk: &Disk,
+    mut ingest: Ingest,
+    name: Reference,
+    resolved: Resolved,
+) -> Result<Commit, Error> {
     for bytes in resolved.documents.values() {
         ingest.put_json(bytes)?;
     }
@@ -205,5 +212,12 @@ fn commit(mut ingest: Ingest, name: Reference, resolved: Resolved) -> Result<Com
         reference: name,
         target: resolved.target,
     };
-    ingest.commit(&[(named, resolved.parsed)])
+    let replaces = disk.read_index()?.iter().any(|old| {
+        old.reference == named.reference && old.target.digest() != named.target.digest()
+    });
+    let committed = ingest.commit(&[(named, resolved.parsed)])?;
+    if replaces && committed == Commit::Done {
+        sweep::collect(disk);
+    }
+    Ok(committed)
 }

@@ -27,7 +27,7 @@ mod lease;
 mod lock;
 mod parents;
 mod removal;
-mod sweep;
+pub(crate) mod sweep;
 pub(crate) mod turn;
 
 use std::collections::BTreeSet;

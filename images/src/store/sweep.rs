@@ -117,6 +117,15 @@ pub(super) fn unreachable(disk: &Disk, _lock: &Exclusive) -> Result<Trash, Error
     })
 }
 
+/// Takes away and deletes what no name and no lease needs. Failures are left for the next open.
+pub(crate) fn collect(disk: &Disk) {
+    let swept = disk.lock().and_then(|lock| unreachable(disk, &lock));
+    match swept {
+        Ok(trash) => trash.empty(),
+        Err(error) => tracing::warn!(%error, "cannot remove old image content"),
+    }
+}
+
 /// Whether an index entry or another lease keeps this manifest, so that a sweep would find nothing.
 pub(super) fn is_kept(disk: &Disk, manifest: Digest) -> bool {
     let leased =
