@@ -42,6 +42,12 @@ pub struct UpArgs {
     /// certs.d; asked before DIR/registries.d of the data directory and /etc/skiff/registries.d
     #[arg(long, value_name = "DIR")]
     registry_config: Option<PathBuf>,
+    /// Percent of the disk in use from which on unused images are removed; 100 is never
+    #[arg(long, value_name = "PERCENT", default_value_t = 85, value_parser = clap::value_parser!(u8).range(1..=100))]
+    image_gc_high_threshold: u8,
+    /// Percent of the disk in use down to which unused images are removed
+    #[arg(long, value_name = "PERCENT", default_value_t = 80, value_parser = clap::value_parser!(u8).range(0..=100))]
+    image_gc_low_threshold: u8,
 }
 
 /// Serves until SIGTERM or SIGINT; containers run on when it ends.
@@ -175,6 +181,13 @@ async fn agent_config(
         },
         network: NetworkConfig::default(),
         max_pods: skiff_agent::MAX_PODS,
+        image_gc: skiff_agent::node::ImageGcPolicy {
+            high_threshold: args.image_gc_high_threshold,
+            low_threshold: args
+                .image_gc_low_threshold
+                .min(args.image_gc_high_threshold),
+            ..Default::default()
+        },
     })
 }
 

@@ -18,7 +18,9 @@ use crate::leases::Leases;
 use crate::logs::Watcher;
 use crate::net::{Network, NetworkConfig, NetworkError};
 use crate::node::host::Host;
-use crate::node::{NodeConfig, NodeImageList, Registrar, allocatable_memory};
+use crate::node::{
+    Collector, ImageGcPolicy, NodeConfig, NodeImageList, Registrar, allocatable_memory,
+};
 use crate::pod::api::KubeApi;
 use crate::pod::dispatch::{Dispatch, FindSandbox, Pods};
 use crate::pod::events::{self, Events};
@@ -51,6 +53,7 @@ pub struct Config {
     pub credentials: Credentials,
     pub network: NetworkConfig,
     pub max_pods: u32,
+    pub image_gc: ImageGcPolicy,
 }
 
 /// Why an agent could not start.
@@ -141,13 +144,30 @@ impl Agent {
             store: config.images,
             changed: images_changed,
         };
-        let registrar = Registrar::new(node, host, images, config.client.clone(), events);
+        let registrar = Registrar::new(
+            node,
+            host,
+            images.clone(),
+            config.client.clone(),
+            events.clone(),
+        );
+        let collector = Collector::new(
+            config.node_name.clone(),
+            images,
+            config.image_gc,
+            events,
+            registrar.disk_pressure(),
+        );
         let registered = registrar.registered();
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         tasks.spawn(server.run(stop.clone()));
         tasks.spawn(until(&stop, registrar.run()));
         tasks.spawn(until(&stop, keep_leases));
+        // What can't be fetched again is worth more than the room it takes.
+        if !config.offline {
+            tasks.spawn(until(&stop, collector.run()));
+        }
         tasks.spawn(until(
             &stop,
             events::write(config.client.clone(), config.node_name.clone(), queue),

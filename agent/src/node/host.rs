@@ -98,11 +98,14 @@ impl Pressure {
     }
 }
 
-struct Storage {
-    total: i64,
-    available: i64,
-    inodes: u64,
-    free_inodes: u64,
+/// The file system that holds pods and images.
+pub(super) struct Storage {
+    /// Bytes.
+    pub(super) total: i64,
+    /// Bytes that others than root may use.
+    pub(super) available: i64,
+    pub(super) inodes: u64,
+    pub(super) free_inodes: u64,
 }
 
 impl Storage {
@@ -116,7 +119,7 @@ impl Storage {
     }
 }
 
-fn storage(data: &Path) -> Option<Storage> {
+pub(super) fn storage(data: &Path) -> Option<Storage> {
     let stat = nix::sys::statvfs::statvfs(data).ok()?;
     let bytes = |blocks: u64| i64::try_from(blocks.saturating_mul(stat.fragment_size())).ok();
     Some(Storage {

@@ -5,6 +5,7 @@
 //! its lease.
 
 pub mod host;
+mod image_gc;
 mod lease;
 mod status;
 
@@ -27,6 +28,8 @@ use crate::pod::events::{Events, Severity};
 use host::Host;
 
 pub use host::host_address;
+pub(crate) use image_gc::Collector;
+pub use image_gc::ImageGcPolicy;
 pub(crate) use status::allocatable_memory;
 
 /// Between looks at the host, as the kubelet's `nodeStatusUpdateFrequency`.
@@ -52,6 +55,7 @@ pub struct NodeConfig {
 }
 
 /// This node's images, and when to look at them again before it is time.
+#[derive(Clone)]
 pub(crate) struct NodeImageList {
     pub(crate) store: Store,
     pub(crate) changed: Arc<Notify>,
@@ -67,6 +71,8 @@ pub(crate) struct Registrar {
     events: Events,
     /// True once the node is in the API with its status.
     registered: watch::Sender<bool>,
+    /// Woken when the disk becomes short.
+    disk_pressure: Arc<Notify>,
 }
 
 impl Registrar {
@@ -85,7 +91,13 @@ impl Registrar {
             client,
             events,
             registered: watch::channel(false).0,
+            disk_pressure: Arc::default(),
         }
+    }
+
+    /// Woken when the node comes under disk pressure.
+    pub(crate) fn disk_pressure(&self) -> Arc<Notify> {
+        Arc::clone(&self.disk_pressure)
     }
 
     /// Turns true when the node is in the API.
@@ -254,6 +266,9 @@ impl Registrar {
     fn tell_changes(&self, last: Option<&NodeStatus>, now: &NodeStatus) {
         let Some(last) = last else { return };
         for reason in status::transitions(last, now) {
+            if reason == "NodeHasDiskPressure" {
+                self.disk_pressure.notify_one();
+            }
             self.tell_status(reason);
         }
     }
@@ -264,14 +279,19 @@ impl Registrar {
     }
 
     fn tell(&self, severity: Severity, reason: &'static str, message: String) {
-        let node = ObjectReference {
-            api_version: Some("v1".into()),
-            kind: Some("Node".into()),
-            name: Some(self.config.name.clone()),
-            // The kubelet's habit: a node's events go by its name.
-            uid: Some(self.config.name.clone()),
-            ..ObjectReference::default()
-        };
-        self.events.record(node, severity, reason, message);
+        tell(&self.events, &self.config.name, severity, reason, message);
     }
+}
+
+/// Records an event about a node.
+fn tell(events: &Events, node: &str, severity: Severity, reason: &'static str, message: String) {
+    let about = ObjectReference {
+        api_version: Some("v1".into()),
+        kind: Some("Node".into()),
+        name: Some(node.to_owned()),
+        // The kubelet's habit: a node's events go by its name.
+        uid: Some(node.to_owned()),
+        ..ObjectReference::default()
+    };
+    events.record(about, severity, reason, message);
 }

@@ -22,7 +22,7 @@ pub(crate) mod disk;
 pub(crate) mod image;
 pub(crate) mod index;
 pub(crate) mod ingest;
-mod layer;
+pub(crate) mod layer;
 mod lease;
 mod lock;
 mod parents;
@@ -140,6 +140,15 @@ impl Store {
     pub async fn collect(&self, image: &Arc<Image>) -> Result<Pruned, Error> {
         let image = Arc::clone(image);
         self.run(move |disk| removal::collect(disk, &image)).await
+    }
+
+    /// Lets an image that came from a file be collected as one of a registry is.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when nothing has this name.
+    pub async fn unpin(&self, reference: &Reference) -> Result<(), Error> {
+        let reference = reference.clone();
+        self.run(move |disk| removal::unpin(disk, &reference)).await
     }
 
     /// The manifests of images that are in use.

@@ -94,6 +94,15 @@ pub(super) fn collect(disk: &Disk, image: &Image) -> Result<Pruned, Error> {
     take_away(disk, |_| Ok(BTreeSet::from([image.digest])))
 }
 
+pub(super) fn unpin(disk: &Disk, reference: &Reference) -> Result<(), Error> {
+    let lock = disk.lock()?;
+    let mut names = disk.read_index()?;
+    let named = names.iter_mut().find(|named| named.reference == *reference);
+    let named = named.ok_or_else(|| Error::not_found(reference))?;
+    *named = Named::new(reference.clone(), &named.target, false);
+    disk.write_index(&lock, &names)
+}
+
 /// `choose` gives the digests that names stand for. Of those, images in use are left alone.
 fn take_away(
     disk: &Disk,
