@@ -10,6 +10,9 @@ mod credentials;
 mod digest;
 mod error;
 mod export;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod import;
 mod pack;
 mod platform;

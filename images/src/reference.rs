@@ -92,6 +92,8 @@ impl Reference {
         match self.repository.strip_prefix(OFFICIAL_NAMESPACE) {
             // `docker.io/library/a/b` is not what `a/b` stands for.
             Some(official) if !official.contains('/') => official.to_owned(),
+            // `docker.io/example.org/a` is not what `example.org/a` stands for.
+            _ if split_registry(&self.repository).1 != self.repository => self.name(),
             _ => self.repository.clone(),
         }
     }
@@ -319,6 +321,11 @@ mod tests {
     #[test]
     fn short_names_expand_as_docker_expands_them() {
         for (text, full, familiar) in [
+            (
+                "docker.io/example.org/app",
+                "docker.io/example.org/app:latest",
+                "docker.io/example.org/app:latest",
+            ),
             ("nginx", "docker.io/library/nginx:latest", "nginx:latest"),
             ("nginx:1.27", "docker.io/library/nginx:1.27", "nginx:1.27"),
             ("user/app", "docker.io/user/app:latest", "user/app:latest"),

@@ -9,6 +9,7 @@ import tempfile
 import podman
 import runc
 import skiff
+import unpack
 from series import Report
 
 
@@ -19,15 +20,17 @@ def main():
     options.add_argument("--images", required=True, help="directory with nginx.tar and busybox.tar")
     options.add_argument("--output", default="target/bench.json", help="the JSON file (default: %(default)s)")
     options.add_argument("--runs", type=int, default=5, help="runs of each step (default: %(default)s)")
-    options.add_argument("--only", choices=["skiff", "podman", "runc"], action="append", help="measure just this (repeatable)")
+    options.add_argument("--only", choices=["skiff", "images", "podman", "runc"], action="append", help="measure just this (repeatable)")
     args = options.parse_args()
-    subjects = args.only or ["skiff", "podman", "runc"]
+    subjects = args.only or ["skiff", "images", "podman", "runc"]
 
     report = Report()
     report.header()
     if "skiff" in subjects:
         with tempfile.TemporaryDirectory(prefix="measure-skiff-", dir=os.path.dirname(args.output) or ".") as scratch:
             skiff.measure(report, args.runs, args.images, args.skiff, args.kubectl, os.path.abspath(scratch))
+    if "images" in subjects:
+        unpack.measure(report, args.runs, args.skiff, os.path.abspath(os.path.dirname(args.output) or "."))
     if "podman" in subjects:
         podman.measure(report, args.runs, args.images)
     if "runc" in subjects:

@@ -24,19 +24,19 @@ const CHUNK: usize = 256 * 1024;
 const CHUNKS: usize = 4;
 
 /// A layer that was read to its end.
-pub(super) struct Passed {
-    pub(super) blob: Digest,
+pub(crate) struct Passed {
+    pub(crate) blob: Digest,
     /// Of the blob, in bytes.
-    pub(super) size: u64,
-    pub(super) diff_id: Digest,
-    pub(super) unpacked: Option<Unpacked>,
+    pub(crate) size: u64,
+    pub(crate) diff_id: Digest,
+    pub(crate) unpacked: Option<Unpacked>,
 }
 
 /// Reads a layer to its end; keeps its bytes in `copy`, and unpacks it into `tree` (empty).
 ///
 /// # Errors
 /// As [`crate::unpack()`], and when a file can't be written.
-pub(super) fn pass(
+pub(crate) fn pass(
     source: impl Read,
     copy: Option<File>,
     tree: Option<&Path>,
