@@ -350,7 +350,8 @@ mod tests {
         let store = Store::open(dir.path().join("store")).await.unwrap();
         let (events, mut queue) = Events::queue();
         let policy = ImageGcPolicy::default();
-        let mut collector = Collector::new("n1".into(), listed(&store), policy, events, Arc::default());
+        let mut collector =
+            Collector::new("n1".into(), listed(&store), policy, events, Arc::default());
         let short = Freed {
             wanted: 9,
             freed: 2,
