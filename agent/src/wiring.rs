@@ -16,10 +16,11 @@ use tokio::sync::{Notify, watch};
 use crate::identity::Identity;
 use crate::leases::Leases;
 use crate::net::Network;
+use crate::net::dns::{Directory, ServiceAddress};
 use crate::pod::dispatch::Pods;
 use crate::pod::seams::{
     ContainerError, ContainerRuntime, ExecOutcome, FetchedImage, ImageSource, PodNetwork,
-    PodSandbox, ResolvedImage, SeamError, SeamResult,
+    PodSandbox, ResolvedImage, SeamError, SeamResult, ServiceDirectory,
 };
 use crate::runtime::types::{
     ContainerConfig, ContainerRecord, ExecRequest, SandboxConfig, SandboxState,
@@ -193,6 +194,12 @@ impl PodNetwork for Network {
     async fn detach(&self, uid: &str) -> SeamResult<()> {
         let detached = Network::detach(self, uid).await;
         detached.map_err(SeamError::from_display)
+    }
+}
+
+impl ServiceDirectory for Directory {
+    fn services(&self, namespace: &str) -> Option<Vec<ServiceAddress>> {
+        Directory::services(self, namespace)
     }
 }
 

@@ -34,6 +34,7 @@ pub mod api;
 pub mod backoff;
 pub mod conditions;
 pub mod dispatch;
+pub mod dns_config;
 mod end;
 pub mod env;
 pub mod etc_files;
@@ -52,6 +53,7 @@ mod run;
 #[cfg(test)]
 pub(crate) mod scripted;
 pub mod seams;
+mod service_env;
 mod slot;
 pub mod status;
 mod status_writer;
@@ -65,9 +67,10 @@ mod worker_tests;
 use std::sync::Arc;
 
 use crate::identity::Identity;
+use dns_config::NodeDns;
 use events::Events;
 use fields::NodeFacts;
-use seams::{ContainerRuntime, ImageSource, PodApi, PodNetwork};
+use seams::{ContainerRuntime, ImageSource, PodApi, PodNetwork, ServiceDirectory};
 
 /// What all workers of a node share.
 pub struct NodeContext {
@@ -82,4 +85,6 @@ pub struct NodeContext {
     pub images: Arc<dyn ImageSource>,
     pub api: Arc<dyn PodApi>,
     pub events: Events,
+    pub dns: NodeDns,
+    pub services: Arc<dyn ServiceDirectory>,
 }

@@ -14,8 +14,9 @@ use tokio::sync::watch;
 
 use super::seams::{
     ContainerError, ContainerRuntime, ExecOutcome, FetchedImage, ImageSource, PodApi, PodNetwork,
-    PodSandbox, ResolvedImage, SeamError, SeamResult, WriteError,
+    PodSandbox, ResolvedImage, SeamError, SeamResult, ServiceDirectory, WriteError,
 };
+use crate::net::dns::ServiceAddress;
 use crate::runtime::types::{
     ContainerConfig, ContainerRecord, ContainerState, SandboxConfig, SandboxState,
 };
@@ -307,6 +308,18 @@ impl PodNetwork for ScriptedNetwork {
 
     async fn detach(&self, _: &str) -> SeamResult<()> {
         Ok(())
+    }
+}
+
+/// Has the services that it is told of.
+#[derive(Default)]
+pub(crate) struct ScriptedServices {
+    pub(crate) known: Mutex<Option<Vec<ServiceAddress>>>,
+}
+
+impl ServiceDirectory for ScriptedServices {
+    fn services(&self, _: &str) -> Option<Vec<ServiceAddress>> {
+        self.known.lock().unwrap().clone()
     }
 }
 

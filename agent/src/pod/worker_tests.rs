@@ -10,10 +10,12 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::NodeContext;
+use super::dns_config::NodeDns;
 use super::events::{Events, Occurrence};
 use super::fields::NodeFacts;
 use super::scripted::{
     ScriptedApi, ScriptedImages, ScriptedNetwork, ScriptedRuntime, ScriptedSandbox,
+    ScriptedServices,
 };
 use super::seams::PodSandbox;
 use super::worker::{Desired, Worker};
@@ -44,6 +46,8 @@ impl Bench {
         let api = Arc::new(ScriptedApi::default());
         let runtime = Arc::new(ScriptedRuntime::default());
         let images = Arc::new(ScriptedImages::default());
+        let services = Arc::new(ScriptedServices::default());
+        *services.known.lock().unwrap() = Some(Vec::new());
         images.present.lock().unwrap().push("nginx".into());
         let node = Arc::new(NodeContext {
             identity: Identity::of(dir.path()).unwrap(),
@@ -55,6 +59,11 @@ impl Bench {
             images: images.clone(),
             api: api.clone(),
             events,
+            dns: NodeDns {
+                address: [10, 43, 0, 10].into(),
+                host_file: dir.path().join("none"),
+            },
+            services: services.clone(),
         });
         let desired = watch::channel(Desired {
             pod: Arc::new(pod),
