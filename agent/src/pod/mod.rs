@@ -40,12 +40,16 @@ pub mod env;
 pub mod etc_files;
 pub mod events;
 pub mod fields;
+mod grpc_check;
 mod hooks;
+mod http_check;
 mod last_words;
 mod launch;
 mod network_check;
 pub mod phase;
 pub mod probe;
+#[cfg(test)]
+mod probe_tests;
 mod pull;
 pub mod record;
 pub mod resources;
