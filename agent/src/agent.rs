@@ -30,6 +30,7 @@ use crate::pod::events::{self, Events};
 use crate::pod::fields::NodeFacts;
 use crate::pod::seams::PodSandbox;
 use crate::pod::{NodeContext, record};
+use crate::pull_accounts::PullAccounts;
 use crate::runtime::{Runtime, RuntimeError};
 use crate::server::{Credentials, NodeServer, ServerConfig, ServerError};
 use crate::wiring::{Lookup, NodeImages, NodeRuntime, NodeSandbox, Sandboxes};
@@ -146,6 +147,7 @@ impl Agent {
             max_pods: config.max_pods,
         };
         let images_changed = Arc::new(Notify::new());
+        let accounts = PullAccounts::new(config.identity.data_dir());
         let context = Arc::new(NodeContext {
             facts: facts(&node, &host),
             memory_capacity: host.memory_bytes,
@@ -160,6 +162,7 @@ impl Agent {
                 store: config.images.clone(),
                 puller: config.puller,
                 leases,
+                accounts,
                 changed: Arc::clone(&images_changed),
             }),
             api: Arc::new(KubeApi::new(config.client.clone())),
