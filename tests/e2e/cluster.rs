@@ -18,6 +18,8 @@ pub(crate) struct Cluster {
     scratch: tempfile::TempDir,
     port: Port,
     server: Option<Child>,
+    /// Where it is said how registries are reached; without, the cluster runs offline.
+    registries: Option<PathBuf>,
     runtime: tokio::runtime::Runtime,
     client: Option<kube::Client>,
 }
@@ -80,6 +82,7 @@ impl Cluster {
             scratch,
             port: Port::take(),
             server: None,
+            registries: None,
             runtime,
             client: None,
         }
@@ -106,12 +109,21 @@ impl Cluster {
         self.data_dir().join("kubeconfig")
     }
 
+    /// Lets the cluster fetch images, once it is started.
+    pub(crate) fn set_registries(&mut self, config: &Path) {
+        self.registries = Some(config.to_owned());
+    }
+
     /// `skiff up` as this cluster runs it, not started.
     pub(crate) fn up_command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_skiff"));
         command
-            .args(["up", "--offline", "--listen", &self.address(), "--data-dir"])
+            .args(["up", "--listen", &self.address(), "--data-dir"])
             .arg(self.data_dir());
+        match &self.registries {
+            Some(config) => command.arg("--registry-config").arg(config),
+            None => command.arg("--offline"),
+        };
         command
     }
 

@@ -9,6 +9,7 @@
 mod cluster;
 mod host;
 mod images;
+mod registry;
 mod wait;
 
 mod client;
@@ -18,5 +19,6 @@ mod durability;
 mod inspection;
 mod isolation;
 mod logs;
+mod pull;
 mod reconcile;
 mod start;
