@@ -7,6 +7,7 @@ import sys
 import tempfile
 
 import podman
+import pull
 import runc
 import skiff
 import unpack
@@ -30,7 +31,9 @@ def main():
         with tempfile.TemporaryDirectory(prefix="measure-skiff-", dir=os.path.dirname(args.output) or ".") as scratch:
             skiff.measure(report, args.runs, args.images, args.skiff, args.kubectl, os.path.abspath(scratch))
     if "images" in subjects:
-        unpack.measure(report, args.runs, args.skiff, os.path.abspath(os.path.dirname(args.output) or "."))
+        cache = os.path.abspath(os.path.dirname(args.output) or ".")
+        unpack.measure(report, args.runs, args.skiff, cache)
+        pull.measure(report, args.runs, args.skiff, cache)
     if "podman" in subjects:
         podman.measure(report, args.runs, args.images)
     if "runc" in subjects:

@@ -10,29 +10,27 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::NodeContext;
-use super::dns_config::NodeDns;
 use super::events::{Events, Occurrence};
 use super::fields::NodeFacts;
 use super::scripted::{
     ScriptedApi, ScriptedImages, ScriptedNetwork, ScriptedRuntime, ScriptedSandbox,
-    ScriptedServices,
 };
 use super::seams::PodSandbox;
 use super::worker::{Desired, Worker};
 use crate::identity::Identity;
 
-pub(super) struct Bench {
+struct Bench {
     node: Arc<NodeContext>,
-    pub(super) api: Arc<ScriptedApi>,
+    api: Arc<ScriptedApi>,
     runtime: Arc<ScriptedRuntime>,
     images: Arc<ScriptedImages>,
     desired: watch::Sender<Desired>,
     worker: JoinHandle<()>,
-    pub(super) events: tokio::sync::mpsc::Receiver<Occurrence>,
+    events: tokio::sync::mpsc::Receiver<Occurrence>,
     _dir: TempDir,
 }
 
-pub(super) fn pod(spec: Value) -> Pod {
+fn pod(spec: Value) -> Pod {
     serde_json::from_value(json!({
         "metadata": {"name": "web", "namespace": "ns", "uid": "u1", "generation": 1}, "spec": spec,
     }))
@@ -40,14 +38,12 @@ pub(super) fn pod(spec: Value) -> Pod {
 }
 
 impl Bench {
-    pub(super) fn new(pod: Pod) -> Self {
+    fn new(pod: Pod) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (events, queue) = Events::queue();
         let api = Arc::new(ScriptedApi::default());
         let runtime = Arc::new(ScriptedRuntime::default());
         let images = Arc::new(ScriptedImages::default());
-        let services = Arc::new(ScriptedServices::default());
-        *services.known.lock().unwrap() = Some(Vec::new());
         images.present.lock().unwrap().push("nginx".into());
         let node = Arc::new(NodeContext {
             identity: Identity::of(dir.path()).unwrap(),
@@ -59,11 +55,6 @@ impl Bench {
             images: images.clone(),
             api: api.clone(),
             events,
-            dns: NodeDns {
-                address: [10, 43, 0, 10].into(),
-                host_file: dir.path().join("none"),
-            },
-            services: services.clone(),
         });
         let desired = watch::channel(Desired {
             pod: Arc::new(pod),
@@ -91,11 +82,11 @@ impl Bench {
         self.worker = tokio::spawn(worker.run(Some(sandbox)));
     }
 
-    pub(super) fn sandbox(&self) -> Arc<ScriptedSandbox> {
+    fn sandbox(&self) -> Arc<ScriptedSandbox> {
         self.runtime.sandbox()
     }
 
-    pub(super) fn change(&self, change: impl FnOnce(&mut Pod)) {
+    fn change(&self, change: impl FnOnce(&mut Pod)) {
         self.desired.send_modify(|desired| {
             let mut pod = Pod::clone(&desired.pod);
             change(&mut pod);
@@ -103,7 +94,7 @@ impl Bench {
         });
     }
 
-    pub(super) fn delete(&self, grace: i64) {
+    fn delete(&self, grace: i64) {
         self.change(|pod| {
             let now = k8s_openapi::jiff::Timestamp::now();
             pod.metadata.deletion_timestamp = Some(super::status::seconds(now));
@@ -120,7 +111,7 @@ impl Bench {
     }
 }
 
-pub(super) fn main_container(status: &PodStatus) -> &ContainerStatus {
+fn main_container(status: &PodStatus) -> &ContainerStatus {
     &status.container_statuses.as_ref().unwrap()[0]
 }
 
@@ -134,7 +125,7 @@ fn waits_for(reason: &'static str) -> impl Fn(&PodStatus) -> bool {
     }
 }
 
-pub(super) fn ready(status: &PodStatus) -> bool {
+fn ready(status: &PodStatus) -> bool {
     status
         .conditions
         .iter()
@@ -142,7 +133,7 @@ pub(super) fn ready(status: &PodStatus) -> bool {
         .any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
-pub(super) fn phase(name: &'static str) -> impl Fn(&PodStatus) -> bool {
+fn phase(name: &'static str) -> impl Fn(&PodStatus) -> bool {
     move |status| status.phase.as_deref() == Some(name)
 }
 
