@@ -21,4 +21,5 @@ mod isolation;
 mod logs;
 mod pull;
 mod reconcile;
+mod services;
 mod start;

@@ -328,9 +328,11 @@ mod tests {
                 "apps",
                 "authentication.k8s.io",
                 "authorization.k8s.io",
+                "certificates.k8s.io",
                 "coordination.k8s.io",
                 "discovery.k8s.io",
                 "events.k8s.io",
+                "policy",
                 "rbac.authorization.k8s.io"
             ])
         );
