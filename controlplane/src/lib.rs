@@ -183,6 +183,10 @@ impl ControlPlane {
         objects.extend(auth::bootstrap::cluster_info_access());
         let advertised = advertised(&config, local_addr);
         objects.push(advertised.service());
+        for namespace in api::bootstrap::NAMESPACES {
+            let map = controllers::service_account::root_ca_map(namespace, pki.ca());
+            objects.push(serde_json::to_value(map).map_err(ApiError::internal)?);
+        }
         api.bootstrap(objects).await?;
         let client = client(api.clone());
         let endpoint = Endpoint {

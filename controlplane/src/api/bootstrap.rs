@@ -15,7 +15,9 @@ use super::query::Query;
 use super::status::ApiError;
 use crate::auth::UserInfo;
 
-const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
+/// The namespaces that every cluster has.
+pub(crate) const NAMESPACES: [&str; 4] =
+    ["default", "kube-system", "kube-public", "kube-node-lease"];
 
 impl Api {
     /// Creates the system's namespaces with their service accounts, and `objects`, where they are missing. From then on the

@@ -12,7 +12,7 @@
 mod allocate;
 pub mod answer;
 mod approval;
-mod bootstrap;
+pub(crate) mod bootstrap;
 pub mod builtin;
 pub mod call;
 mod create;

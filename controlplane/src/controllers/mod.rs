@@ -26,7 +26,7 @@ pub mod pod_state;
 pub mod queue;
 mod replicaset;
 pub mod runner;
-mod service_account;
+pub(crate) mod service_account;
 pub mod tasks;
 mod token_cleaner;
 pub(crate) mod writes;

@@ -99,7 +99,7 @@ impl ServiceAccountController {
     }
 
     async fn ensure_root_ca(&self, namespace: &str) -> Result<(), kube::Error> {
-        let wanted = self.root_ca_map(namespace);
+        let wanted = root_ca_map(namespace, &self.root_ca);
         let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), namespace);
         match self.root_cas.get(&ObjectKey::new(namespace, ROOT_CA)) {
             None => ignore_existing(api.create(&PostParams::default(), &wanted).await),
@@ -113,22 +113,23 @@ impl ServiceAccountController {
             }
         }
     }
+}
 
-    fn root_ca_map(&self, namespace: &str) -> ConfigMap {
-        let mut metadata = meta(namespace, ROOT_CA);
-        let description = (
-            "kubernetes.io/description".to_string(),
-            DESCRIPTION.to_string(),
-        );
-        metadata.annotations = Some(BTreeMap::from([description]));
-        ConfigMap {
-            metadata,
-            data: Some(BTreeMap::from([(
-                "ca.crt".to_string(),
-                self.root_ca.clone(),
-            )])),
-            ..Default::default()
-        }
+/// How pods of a namespace know the API server.
+pub(crate) fn root_ca_map(namespace: &str, root_ca: &str) -> ConfigMap {
+    let mut metadata = meta(namespace, ROOT_CA);
+    let description = (
+        "kubernetes.io/description".to_string(),
+        DESCRIPTION.to_string(),
+    );
+    metadata.annotations = Some(BTreeMap::from([description]));
+    ConfigMap {
+        metadata,
+        data: Some(BTreeMap::from([(
+            "ca.crt".to_string(),
+            root_ca.to_string(),
+        )])),
+        ..Default::default()
     }
 }
 

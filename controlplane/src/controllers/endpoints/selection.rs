@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use k8s_openapi::api::core::v1::{Pod, Service};
 
+use super::endpoint::address;
 use crate::controllers::Informers;
 use crate::controllers::informer::{Change, Index, Informer, ObjectKey};
 use crate::controllers::pod_state::{is_finished, is_ready};
@@ -83,7 +84,6 @@ pub(super) fn selected(
 
 /// Whether nothing has changed that endpoints tell of.
 fn is_the_same_endpoint(old: &Pod, new: &Pod) -> bool {
-    let addresses = |pod: &Pod| pod.status.as_ref().map(|s| s.pod_ips.clone());
     let place = |pod: &Pod| {
         let spec = pod.spec.as_ref()?;
         let spec = (&spec.node_name, &spec.hostname, &spec.subdomain);
@@ -92,6 +92,6 @@ fn is_the_same_endpoint(old: &Pod, new: &Pod) -> bool {
     is_ready(old) == is_ready(new)
         && is_finished(old) == is_finished(new)
         && old.metadata.deletion_timestamp.is_some() == new.metadata.deletion_timestamp.is_some()
-        && addresses(old) == addresses(new)
+        && address(old) == address(new)
         && place(old) == place(new)
 }
