@@ -10,9 +10,10 @@ use std::sync::Arc;
 use anyhow::Context;
 use clap::Args;
 use skiff_agent::Agent;
-use skiff_agent::net::NetworkConfig;
-use skiff_controlplane::ControlPlane;
+use skiff_agent::net::dns::resolv_conf::HOST_FILE;
+use skiff_agent::net::{Cidr, NetworkConfig};
 use skiff_controlplane::auth::kubeconfig;
+use skiff_controlplane::{ControlPlane, SERVICE_CIDR};
 use skiff_images::registry::{Registries, RegistryConfig};
 use skiff_images::{Offline, Puller, RegistryPuller, Store};
 use tokio::signal::unix::{SignalKind, signal};
@@ -48,6 +49,9 @@ pub struct UpArgs {
     /// Percent of the disk in use down to which unused images are removed
     #[arg(long, value_name = "PERCENT", default_value_t = 80, value_parser = clap::value_parser!(u8).range(0..=100))]
     image_gc_low_threshold: u8,
+    /// Names the servers that resolve what is not the cluster's
+    #[arg(long, value_name = "FILE", default_value = HOST_FILE)]
+    resolv_conf: PathBuf,
 }
 
 /// Serves until SIGTERM or SIGINT; containers run on when it ends.
@@ -180,6 +184,8 @@ async fn agent_config(
             client_authority: pki.ca_der()?,
         },
         network: NetworkConfig::default(),
+        service_cidr: Cidr::containing(SERVICE_CIDR.first(), SERVICE_CIDR.prefix()),
+        resolv_conf: args.resolv_conf.clone(),
         max_pods: skiff_agent::MAX_PODS,
         image_gc: skiff_agent::node::ImageGcPolicy {
             high_threshold: args.image_gc_high_threshold,

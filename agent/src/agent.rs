@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures::FutureExt;
@@ -16,21 +17,26 @@ use tokio_util::sync::CancellationToken;
 use crate::identity::Identity;
 use crate::leases::Leases;
 use crate::logs::Watcher;
-use crate::net::{Network, NetworkConfig, NetworkError};
+use crate::net::dns::{Dns, DnsConfig, DnsError};
+use crate::net::{Cidr, Network, NetworkConfig, NetworkError, service_watch};
 use crate::node::host::Host;
 use crate::node::{
     Collector, ImageGcPolicy, NodeConfig, NodeImageList, Registrar, allocatable_memory,
 };
 use crate::pod::api::KubeApi;
 use crate::pod::dispatch::{Dispatch, FindSandbox, Pods};
+use crate::pod::dns_config::NodeDns;
 use crate::pod::events::{self, Events};
 use crate::pod::fields::NodeFacts;
 use crate::pod::seams::PodSandbox;
 use crate::pod::{NodeContext, record};
+use crate::pull_accounts::PullAccounts;
 use crate::runtime::{Runtime, RuntimeError};
 use crate::server::{Credentials, NodeServer, ServerConfig, ServerError};
 use crate::wiring::{Lookup, NodeImages, NodeRuntime, NodeSandbox, Sandboxes};
 
+/// Where in the block of services the cluster's DNS server has its address.
+const DNS_OFFSET: u32 = 10;
 /// Pods that a node takes by default.
 pub const MAX_PODS: u32 = 500;
 
@@ -52,6 +58,12 @@ pub struct Config {
     pub listen: SocketAddr,
     pub credentials: Credentials,
     pub network: NetworkConfig,
+    /// The addresses of the cluster's services; the tenth is its DNS server's.
+    pub service_cidr: Cidr,
+    /// Names the servers that know the rest of the world; see [`HOST_FILE`].
+    ///
+    /// [`HOST_FILE`]: crate::net::dns::resolv_conf::HOST_FILE
+    pub resolv_conf: PathBuf,
     pub max_pods: u32,
     pub image_gc: ImageGcPolicy,
 }
@@ -63,6 +75,10 @@ pub enum AgentError {
     Runtime(#[from] RuntimeError),
     #[error("the pod network: {0}")]
     Network(#[from] NetworkError),
+    #[error("the node's DNS server: {0}")]
+    Dns(#[from] DnsError),
+    #[error("the service block {0} is too small: a cluster needs at least a /28")]
+    ServiceBlock(Cidr),
     #[error("the node's endpoint: {0}")]
     Server(#[from] ServerError),
     #[error("reading this node's pods: {0}")]
@@ -106,7 +122,17 @@ impl Agent {
             credentials: config.credentials,
         };
         let logs = Watcher::new().map_err(AgentError::Logs)?;
-        let server = NodeServer::bind(server_config, Arc::new(lookup), logs).await?;
+        let cluster_dns = config.service_cidr.nth(DNS_OFFSET);
+        let cluster_dns = cluster_dns.ok_or(AgentError::ServiceBlock(config.service_cidr))?;
+        let dns_config = DnsConfig {
+            listen: network.node_address(),
+            cluster_address: cluster_dns,
+            blocks: vec![config.network.cluster_cidr, config.service_cidr],
+            resolv_conf: config.resolv_conf.clone(),
+            copy: config.identity.agent_root().join("network/names.json"),
+        };
+        let dns = Dns::bind(dns_config).await?;
+        let server = NodeServer::bind(server_config, Arc::new(lookup), logs.clone()).await?;
         let endpoint = server.local_addr().map_err(|source| ServerError::Listen {
             address: config.listen,
             source,
@@ -121,6 +147,7 @@ impl Agent {
             max_pods: config.max_pods,
         };
         let images_changed = Arc::new(Notify::new());
+        let accounts = PullAccounts::new(config.identity.data_dir());
         let context = Arc::new(NodeContext {
             facts: facts(&node, &host),
             memory_capacity: host.memory_bytes,
@@ -135,10 +162,16 @@ impl Agent {
                 store: config.images.clone(),
                 puller: config.puller,
                 leases,
+                accounts,
                 changed: Arc::clone(&images_changed),
             }),
             api: Arc::new(KubeApi::new(config.client.clone())),
             events: events.clone(),
+            dns: NodeDns {
+                address: cluster_dns.into(),
+                host_file: config.resolv_conf,
+            },
+            services: Arc::new(dns.directory()),
         });
         let images = NodeImageList {
             store: config.images,
@@ -162,6 +195,10 @@ impl Agent {
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         tasks.spawn(server.run(stop.clone()));
+        let observers = vec![dns.observer()];
+        tasks.spawn(dns.run(logs, stop.clone()));
+        let services = service_watch::run(config.client.clone(), observers);
+        tasks.spawn(until(&stop, services));
         tasks.spawn(until(&stop, registrar.run()));
         tasks.spawn(until(&stop, keep_leases));
         // What can't be fetched again is worth more than the room it takes.

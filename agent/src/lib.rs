@@ -10,6 +10,7 @@ pub mod logs;
 pub mod net;
 pub mod node;
 pub mod pod;
+mod pull_accounts;
 mod purge;
 mod quantity;
 pub mod runtime;

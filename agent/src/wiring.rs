@@ -7,20 +7,21 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Pod, Secret};
-use skiff_images::{Credentials, Image, Keyring, PullRequest, Puller, Reference, Store};
+use skiff_images::{Image, PullRequest, Puller, Reference, Store};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::{Notify, watch};
 
 use crate::identity::Identity;
 use crate::leases::Leases;
 use crate::net::Network;
+use crate::net::dns::{Directory, ServiceAddress};
 use crate::pod::dispatch::Pods;
 use crate::pod::seams::{
     ContainerError, ContainerRuntime, ExecOutcome, FetchedImage, ImageSource, PodNetwork,
-    PodSandbox, ResolvedImage, SeamError, SeamResult,
+    PodSandbox, ResolvedImage, SeamError, SeamResult, ServiceDirectory,
 };
+use crate::pull_accounts::PullAccounts;
 use crate::runtime::types::{
     ContainerConfig, ContainerRecord, ExecRequest, SandboxConfig, SandboxState,
 };
@@ -196,11 +197,18 @@ impl PodNetwork for Network {
     }
 }
 
+impl ServiceDirectory for Directory {
+    fn services(&self, namespace: &str) -> Option<Vec<ServiceAddress>> {
+        Directory::services(self, namespace)
+    }
+}
+
 /// The image store, and what fetches into it.
 pub(crate) struct NodeImages {
     pub(crate) store: Store,
     pub(crate) puller: Arc<dyn Puller>,
     pub(crate) leases: Leases,
+    pub(crate) accounts: PullAccounts,
     /// Wakes whoever reports this node's images.
     pub(crate) changed: Arc<Notify>,
 }
@@ -246,7 +254,7 @@ impl ImageSource for NodeImages {
 
     async fn pull(&self, image: &str, secrets: &[Secret]) -> SeamResult<FetchedImage> {
         let reference: Reference = image.parse().map_err(SeamError::from_display)?;
-        let credentials = credentials(&reference, secrets)?;
+        let credentials = self.accounts.for_image(&reference, secrets).await?;
         let request = PullRequest::new(reference, credentials);
         let pulled = self.puller.pull(request).await;
         let pulled = pulled.map_err(SeamError::from_display)?;
@@ -257,30 +265,6 @@ impl ImageSource for NodeImages {
             took: pulled.took,
         })
     }
-}
-
-/// The accounts of pull secrets for an image, in the order in which the kubelet tries them. A
-/// secret that holds no valid configuration fails the pull, as it does there.
-fn credentials(reference: &Reference, secrets: &[Secret]) -> SeamResult<Vec<Credentials>> {
-    let mut keyring = Keyring::new();
-    for secret in secrets {
-        let name = secret.metadata.name.as_deref().unwrap_or_default();
-        let what = format!("secret \"{name}\"");
-        let held = |kind: &str, key: &str| {
-            let ByteString(bytes) = secret.data.as_ref()?.get(key)?;
-            (secret.type_.as_deref() == Some(kind) && !bytes.is_empty()).then_some(bytes)
-        };
-        let added = if let Some(bytes) = held("kubernetes.io/dockerconfigjson", ".dockerconfigjson")
-        {
-            keyring.add_docker_config_json(bytes, &what)
-        } else if let Some(bytes) = held("kubernetes.io/dockercfg", ".dockercfg") {
-            keyring.add_docker_cfg(bytes, &what)
-        } else {
-            Ok(())
-        };
-        added.map_err(SeamError::from_display)?;
-    }
-    Ok(keyring.lookup(reference))
 }
 
 /// What the node's server knows of pods.
@@ -328,60 +312,5 @@ impl PodLookup for Lookup {
     fn pods(&self) -> Vec<NodePod> {
         let pods = self.pods.list().into_iter();
         pods.map(|pod| self.node_pod(pod)).collect()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    fn secret(kind: &str, key: &str, config: serde_json::Value) -> Secret {
-        let data = ByteString(serde_json::to_vec(&config).unwrap());
-        Secret {
-            type_: Some(kind.to_owned()),
-            data: Some([(key.to_owned(), data)].into()),
-            ..Secret::default()
-        }
-    }
-
-    #[test]
-    fn pull_secrets_of_both_kinds_are_read_and_others_are_not() {
-        let account = |name: &str| json!({"username": name, "password": "word"});
-        let new = json!({"auths": {"ghcr.io": account("new")}});
-        let secrets = [
-            secret(
-                "kubernetes.io/dockerconfigjson",
-                ".dockerconfigjson",
-                new.clone(),
-            ),
-            secret(
-                "kubernetes.io/dockercfg",
-                ".dockercfg",
-                json!({"ghcr.io": account("old")}),
-            ),
-            secret(
-                "Opaque",
-                ".dockerconfigjson",
-                json!({"auths": {"ghcr.io": account("opaque")}}),
-            ),
-            secret("kubernetes.io/dockercfg", ".dockerconfigjson", new),
-        ];
-        let found = credentials(&"ghcr.io/a/b".parse().unwrap(), &secrets).unwrap();
-        assert_eq!(
-            found,
-            [
-                Credentials::basic("new", "word"),
-                Credentials::basic("old", "word")
-            ]
-        );
-    }
-
-    #[test]
-    fn a_secret_that_is_no_configuration_is_named() {
-        let mut bad = secret("kubernetes.io/dockercfg", ".dockercfg", json!(3));
-        bad.metadata.name = Some("bad".to_owned());
-        let error = credentials(&"ghcr.io/a/b".parse().unwrap(), &[bad]).unwrap_err();
-        assert!(error.to_string().contains("secret \"bad\""), "{error}");
     }
 }

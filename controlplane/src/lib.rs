@@ -74,6 +74,9 @@ pub struct Config {
 pub const CLUSTER_CIDR: Cidr = Cidr::containing(Ipv4Addr::new(10, 42, 0, 0), 16);
 pub const SERVICE_CIDR: Cidr = Cidr::containing(Ipv4Addr::new(10, 43, 0, 0), 16);
 
+/// Where in the block of Services the cluster's DNS server has its address.
+const CLUSTER_DNS_OFFSET: u32 = 10;
+
 impl Config {
     /// With the default blocks, which no other cluster that can be reached from here may use.
     pub fn new(data_dir: impl Into<PathBuf>, listen: Option<SocketAddr>) -> Self {
@@ -203,6 +206,7 @@ impl ControlPlane {
                 signing_duration: config.signing_duration,
                 presence: endpoint.presence.clone(),
                 advertised: Some(advertised),
+                cluster_dns: config.service_cidr.nth(CLUSTER_DNS_OFFSET),
                 ..controllers::Config::new(pki.ca().to_string())
             };
             Workers::start(&client, settings)

@@ -87,10 +87,15 @@ impl Worker {
             matches!(phase.as_str(), "Succeeded" | "Failed")
         };
         if self.gone || self.pod.metadata.deletion_timestamp.is_some() || phase() {
-            self.ending = Some(Ending::new(grace, None));
+            self.begin_end(grace, None);
         } else if let Some(failure) = self.deadline_exceeded() {
-            self.ending = Some(Ending::new(grace, Some(failure)));
+            self.begin_end(grace, Some(failure));
         }
+    }
+
+    fn begin_end(&mut self, grace: i64, failure: Option<Failure>) {
+        self.ending = Some(Ending::new(grace, failure));
+        self.end_vital_probes();
     }
 
     /// Seconds that containers get to end by themselves.

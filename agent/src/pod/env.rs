@@ -9,7 +9,8 @@ use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVarSource, Pod, Secret
 use super::fields::{self, NodeFacts};
 use super::seams::PodApi;
 
-/// Resolves the environment that the pod's declaration gives a container, in order.
+/// Resolves the environment that the pod's declaration gives a container, in order; services come last, where the
+/// declaration does not use their names.
 ///
 /// # Errors
 /// The message of the kubelet's `CreateContainerConfigError`.
@@ -19,6 +20,7 @@ pub async fn resolve(
     container: &Container,
     pod_ips: &[IpAddr],
     node: &NodeFacts,
+    services: &[(String, String)],
 ) -> Result<Vec<(String, String)>, String> {
     let mut objects = Objects {
         api,
@@ -26,7 +28,10 @@ pub async fn resolve(
         config_maps: BTreeMap::new(),
         secrets: BTreeMap::new(),
     };
-    let mut env = Environment::default();
+    let mut env = Environment {
+        list: Vec::new(),
+        services,
+    };
     for source in container.env_from.iter().flatten() {
         let prefix = source.prefix.as_deref().unwrap_or_default();
         if let Some(reference) = &source.config_map_ref {
@@ -59,7 +64,7 @@ pub async fn resolve(
             env.set(variable.name.clone(), value);
         }
     }
-    Ok(env.list)
+    Ok(env.whole())
 }
 
 async fn from_source(
@@ -159,12 +164,13 @@ fn required<T>(
 }
 
 /// Variables in the order of their first mention; a later one replaces the value.
-#[derive(Default)]
-struct Environment {
+struct Environment<'a> {
     list: Vec<(String, String)>,
+    /// Known from the start, but replaced by any of the same name.
+    services: &'a [(String, String)],
 }
 
-impl Environment {
+impl Environment<'_> {
     fn set(&mut self, name: String, value: String) {
         match self.list.iter_mut().find(|(n, _)| *n == name) {
             Some(slot) => slot.1 = value,
@@ -173,7 +179,17 @@ impl Environment {
     }
 
     fn expand(&self, text: &str) -> String {
-        expand(text, &self.list)
+        let all = [self.services, &self.list].concat();
+        expand(text, &all)
+    }
+
+    fn whole(mut self) -> Vec<(String, String)> {
+        for (name, value) in self.services {
+            if !self.list.iter().any(|(known, _)| known == name) {
+                self.list.push((name.clone(), value.clone()));
+            }
+        }
+        self.list
     }
 }
 
@@ -244,7 +260,9 @@ mod tests {
         }))
         .unwrap();
         let container = &pod.spec.as_ref().unwrap().containers[0];
-        resolve(&api, &pod, container, &[], &NodeFacts::default()).await
+        let services = [("WEB_SERVICE_HOST", "10.43.0.2"), ("K", "service")];
+        let services = services.map(|(k, v)| (k.to_owned(), v.to_owned()));
+        resolve(&api, &pod, container, &[], &NodeFacts::default(), &services).await
     }
 
     #[tokio::test]
@@ -254,7 +272,7 @@ mod tests {
                 {"secretRef": {"name": "absent", "optional": true}}],
             "env": [
                 {"name": "X", "value": "x"},
-                {"name": "Y", "value": "$(X)$(P_k)"},
+                {"name": "Y", "value": "$(X)$(P_k)$(WEB_SERVICE_HOST)"},
                 {"name": "NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
                 {"name": "K", "valueFrom": {"configMapKeyRef": {"name": "cm", "key": "k"}}},
                 {"name": "S", "valueFrom": {"secretKeyRef": {"name": "s", "key": "p"}}},
@@ -263,7 +281,18 @@ mod tests {
         .await
         .unwrap();
         let env: Vec<_> = env.iter().map(|(k, v)| format!("{k}={v}")).collect();
-        assert_eq!(env, ["P_k=v", "X=x", "Y=xv", "NAME=web", "K=v", "S=secret"]);
+        assert_eq!(
+            env,
+            [
+                "P_k=v",
+                "X=x",
+                "Y=xv10.43.0.2",
+                "NAME=web",
+                "K=v",
+                "S=secret",
+                "WEB_SERVICE_HOST=10.43.0.2"
+            ]
+        );
     }
 
     #[tokio::test]

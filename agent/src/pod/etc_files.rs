@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 
+use super::dns_config::{self, NodeDns};
+use crate::net::dns::CLUSTER_DOMAIN;
+
 /// The files of one pod on the host.
 #[derive(Debug, Clone)]
 pub struct EtcFiles {
@@ -25,16 +28,24 @@ impl EtcFiles {
         }
     }
 
-    /// Writes them, in place: running containers have them mounted. Blocking.
+    /// Writes them, in place: running containers have them mounted. Gives what had to be left out of the resolver's
+    /// configuration. Blocking.
     ///
     /// # Errors
     /// When a file can't be written.
-    pub fn write(&self, pod: &Pod, pod_ips: &[IpAddr]) -> std::io::Result<()> {
+    pub fn write(
+        &self,
+        pod: &Pod,
+        pod_ips: &[IpAddr],
+        dns: &NodeDns,
+    ) -> std::io::Result<Vec<String>> {
         let host_hosts = std::fs::read_to_string("/etc/hosts").unwrap_or_default();
-        let host_resolv = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+        let formed = dns_config::form(pod, dns_config::read_host(pod, dns), dns);
+        let kernel_name = kernel_hostname(pod).unwrap_or_else(|_| hostname(pod));
         std::fs::write(&self.hosts, hosts(pod, pod_ips, &host_hosts))?;
-        std::fs::write(&self.hostname, format!("{}\n", hostname(pod)))?;
-        std::fs::write(&self.resolv_conf, resolv_conf(pod, &host_resolv))
+        std::fs::write(&self.hostname, format!("{kernel_name}\n"))?;
+        std::fs::write(&self.resolv_conf, formed.conf.to_text())?;
+        Ok(formed.warnings)
     }
 }
 
@@ -54,16 +65,36 @@ pub fn hostname(pod: &Pod) -> String {
             .map(|name| name.to_string_lossy().into_owned())
             .unwrap_or_default();
     }
-    let declared = spec(pod).and_then(|s| {
-        s.hostname_override
-            .clone()
-            .or_else(|| s.hostname.clone())
-            .filter(|h| !h.is_empty())
-    });
+    if let Some(name) = spec(pod).and_then(|s| s.hostname_override.clone()) {
+        return name;
+    }
+    let declared = spec(pod).and_then(|s| s.hostname.clone());
+    let declared = declared.filter(|name| !name.is_empty());
     let name = declared.unwrap_or_else(|| pod.metadata.name.clone().unwrap_or_default());
     // The kernel takes 64 bytes, Kubernetes cuts at 63 and leaves no separator at the end.
     let cut: String = name.chars().take(63).collect();
     cut.trim_end_matches(['-', '.']).to_owned()
+}
+
+/// The name that the kernel tells, which `setHostnameAsFQDN` makes the full one.
+///
+/// # Errors
+/// The kubelet's words when the full name is longer than the kernel takes.
+pub fn kernel_hostname(pod: &Pod) -> Result<String, String> {
+    const MOST: usize = 64;
+    let name = hostname(pod);
+    let full = spec(pod).and_then(|s| s.set_hostname_as_fqdn) == Some(true);
+    let Some(domain) = domain(pod).filter(|_| full && !host_network(pod)) else {
+        return Ok(name);
+    };
+    let full = format!("{name}.{domain}");
+    if full.len() > MOST {
+        return Err(format!(
+            "failed to construct FQDN from pod hostname and cluster domain, FQDN {full} is too long ({MOST} characters is the max, {} characters requested)",
+            full.len()
+        ));
+    }
+    Ok(full)
 }
 
 fn hosts(pod: &Pod, pod_ips: &[IpAddr], host_file: &str) -> String {
@@ -101,66 +132,10 @@ fn hosts(pod: &Pod, pod_ips: &[IpAddr], host_file: &str) -> String {
 
 /// `<subdomain>.<namespace>.svc.cluster.local` for a pod with a subdomain.
 fn domain(pod: &Pod) -> Option<String> {
-    let subdomain = spec(pod)?.subdomain.as_ref().filter(|s| !s.is_empty())?;
+    let spec = spec(pod).filter(|s| s.hostname_override.is_none())?;
+    let subdomain = spec.subdomain.as_ref().filter(|s| !s.is_empty())?;
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-    Some(format!("{subdomain}.{namespace}.svc.cluster.local"))
-}
-
-/// The resolver's configuration: the host's, except with `dnsPolicy: None`, plus `dnsConfig`.
-/// `ClusterFirst` falls back to the host's, as the kubelet does without a cluster DNS address.
-fn resolv_conf(pod: &Pod, host_file: &str) -> String {
-    let policy = spec(pod).and_then(|s| s.dns_policy.as_deref());
-    let (mut servers, mut searches, mut options) = match policy {
-        Some("None") => (Vec::new(), Vec::new(), Vec::new()),
-        _ => parse_resolv(host_file),
-    };
-    if let Some(config) = spec(pod).and_then(|s| s.dns_config.as_ref()) {
-        for server in config.nameservers.iter().flatten() {
-            push_new(&mut servers, server.clone());
-        }
-        for search in config.searches.iter().flatten() {
-            push_new(&mut searches, search.clone());
-        }
-        for option in config.options.iter().flatten() {
-            let Some(name) = &option.name else { continue };
-            options.retain(|o: &String| o.split(':').next() != Some(name));
-            options.push(match &option.value {
-                Some(value) if !value.is_empty() => format!("{name}:{value}"),
-                _ => name.clone(),
-            });
-        }
-    }
-    let mut out = String::new();
-    if !searches.is_empty() {
-        let _ = writeln!(out, "search {}", searches.join(" "));
-    }
-    for server in &servers {
-        let _ = writeln!(out, "nameserver {server}");
-    }
-    if !options.is_empty() {
-        let _ = writeln!(out, "options {}", options.join(" "));
-    }
-    out
-}
-
-fn push_new(list: &mut Vec<String>, item: String) {
-    if !list.contains(&item) {
-        list.push(item);
-    }
-}
-
-fn parse_resolv(text: &str) -> (Vec<String>, Vec<String>, Vec<String>) {
-    let (mut servers, mut searches, mut options) = (Vec::new(), Vec::new(), Vec::new());
-    for line in text.lines() {
-        let mut words = line.split_whitespace();
-        match words.next() {
-            Some("nameserver") => servers.extend(words.next().map(str::to_owned)),
-            Some("search") => searches = words.map(str::to_owned).collect(),
-            Some("options") => options = words.map(str::to_owned).collect(),
-            _ => {}
-        }
-    }
-    (servers, searches, options)
+    Some(format!("{subdomain}.{namespace}.svc.{CLUSTER_DOMAIN}"))
 }
 
 #[cfg(test)]
@@ -186,16 +161,24 @@ mod tests {
     }
 
     #[test]
-    fn resolv_conf_follows_the_policy() {
-        let host = "nameserver 9.9.9.9\nsearch example.org\n";
-        let default = resolv_conf(&pod(json!({"containers": []})), host);
-        assert_eq!(default, "search example.org\nnameserver 9.9.9.9\n");
-        let own = pod(json!({"containers": [], "dnsPolicy": "None", "dnsConfig": {
-            "nameservers": ["1.1.1.1"], "searches": ["x"], "options": [{"name": "ndots", "value": "2"}]}}));
-        assert_eq!(
-            resolv_conf(&own, host),
-            "search x\nnameserver 1.1.1.1\noptions ndots:2\n"
+    fn the_kernel_learns_the_full_name_if_asked() {
+        let asked = json!({"containers": [], "subdomain": "db", "setHostnameAsFQDN": true});
+        let full = "web-0.db.ns.svc.cluster.local";
+        assert_eq!(kernel_hostname(&pod(asked.clone())).as_deref(), Ok(full));
+        let mut long = asked.clone();
+        long["subdomain"] = json!("d".repeat(60));
+        let error = kernel_hostname(&pod(long)).unwrap_err();
+        assert!(
+            error.ends_with("is too long (64 characters is the max, 87 characters requested)"),
+            "{error}"
         );
+        let mut overridden = asked;
+        overridden["hostnameOverride"] = json!("any.name");
+        assert_eq!(
+            kernel_hostname(&pod(overridden.clone())).as_deref(),
+            Ok("any.name")
+        );
+        assert!(!hosts(&pod(overridden), &[], "").contains("svc"));
     }
 
     #[test]

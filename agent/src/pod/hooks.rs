@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Container, LifecycleHandler};
 
+use super::http_check::{self, Purpose};
 use super::network_check;
 use super::seams::{ExecOutcome, PodSandbox};
 
@@ -36,11 +37,12 @@ pub(super) async fn run(
         };
     }
     if let Some(action) = &handler.http_get {
-        let status = network_check::http_get(container, action, pod_ip, HTTP_LIMIT).await?;
+        let answer = http_check::get(container, action, pod_ip, HTTP_LIMIT, Purpose::Hook).await;
+        let status = answer.map_err(|e| e.to_string())?.status;
         return if status < 400 {
             Ok(())
         } else {
-            Err(format!("HTTP lifecycle hook failed with status {}", status))
+            Err(format!("HTTP lifecycle hook failed with status {status}"))
         };
     }
     if let Some(action) = &handler.sleep {
@@ -49,7 +51,8 @@ pub(super) async fn run(
         return Ok(());
     }
     if let Some(action) = &handler.tcp_socket {
-        return network_check::tcp(container, action, pod_ip, HTTP_LIMIT).await;
+        let connected = network_check::tcp(container, action, pod_ip, HTTP_LIMIT).await;
+        return connected.map_err(|e| e.to_string());
     }
     Err("invalid handler: neither exec, httpGet, sleep nor tcpSocket".into())
 }

@@ -10,7 +10,7 @@ use super::events::Severity;
 use super::last_words::termination_log;
 use super::seams::{ContainerError, ResolvedImage};
 use super::tasks::{Live, blocking};
-use super::{NodeContext, env, resources};
+use super::{NodeContext, env, resources, service_env};
 use crate::runtime::types::{BindMount, ContainerConfig, ContainerRecord, MountPropagation};
 use crate::volume::{self, Volumes};
 
@@ -93,7 +93,9 @@ impl Launch {
             container,
             ..
         } = self;
-        let env = env::resolve(&*node.api, pod, container, &self.live.ips, &node.facts).await?;
+        let services = service_env::of(&*node.services, pod)?;
+        let ips = &self.live.ips;
+        let env = env::resolve(&*node.api, pod, container, ips, &node.facts, &services).await?;
         let (log_dir, mounts) = {
             let (container, volumes, env) = (container.clone(), self.volumes.clone(), env.clone());
             let pod_dir = self.pod_dir.clone();

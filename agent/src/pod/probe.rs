@@ -2,7 +2,8 @@
 //!
 //! One task runs one probe of one container from its start to its end. It sends a verdict when
 //! the probe's thresholds are crossed; the worker draws the consequences. Timings are the
-//! kubelet's: the first probe right after `initialDelaySeconds`, then one every `periodSeconds`.
+//! kubelet's: the first probe right after `initialDelaySeconds`, then one every `periodSeconds`. So are the
+//! events: a probe that could not be made at all is told, but counts neither way.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,8 +12,11 @@ use k8s_openapi::api::core::v1::{Container, Pod, Probe};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 
+use super::backoff::go_seconds;
 use super::events::{Events, Severity};
-use super::network_check;
+use super::grpc_check;
+use super::http_check::{self, Purpose};
+use super::network_check::{self, CheckError};
 use super::seams::{ExecOutcome, PodSandbox};
 
 /// What a probe is for.
@@ -84,14 +88,8 @@ pub(super) async fn run(kind: Kind, subject: Subject, verdicts: mpsc::Sender<Ver
     loop {
         ticks.tick().await;
         let outcome = attempt(&probe, &subject, seconds(probe.timeout_seconds, 1)).await;
-        if let Err(cause) = &outcome {
-            let message = format!("{} probe failed: {cause}", kind.name());
-            let Subject {
-                pod, field, events, ..
-            } = &subject;
-            events.container(pod, field, Severity::Warning, "Unhealthy", message);
-        }
-        let Some(success) = tally.count(outcome.is_ok()) else {
+        subject.tell(kind, &outcome);
+        let Some(success) = outcome.succeeded().and_then(|success| tally.count(success)) else {
             continue;
         };
         let verdict = Verdict {
@@ -155,37 +153,103 @@ impl Tally {
     }
 }
 
-async fn attempt(probe: &Probe, subject: &Subject, limit: Duration) -> Result<(), String> {
+/// Attempts at a probe that can't be made, each right after the other.
+const TRIES: usize = 3;
+
+async fn attempt(probe: &Probe, subject: &Subject, limit: Duration) -> Outcome {
+    let mut outcome = attempt_once(probe, subject, limit).await;
+    for _ in 1..TRIES {
+        if !matches!(outcome, Outcome::Unknown(_)) {
+            break;
+        }
+        outcome = attempt_once(probe, subject, limit).await;
+    }
+    outcome
+}
+
+async fn attempt_once(probe: &Probe, subject: &Subject, limit: Duration) -> Outcome {
+    let (container, ip) = (&subject.container, subject.pod_ip.as_str());
     if let Some(action) = &probe.exec {
         let command = action.command.clone().unwrap_or_default();
-        let outcome = subject
-            .sandbox
-            .exec(&subject.container_id, &command, Some(limit))
-            .await;
-        return match outcome {
-            Ok(ExecOutcome::Exited { code: 0, .. }) => Ok(()),
-            Ok(ExecOutcome::Exited { output, .. }) => Err(output),
-            Ok(ExecOutcome::TimedOut) => Err(format!(
-                "command timed out: {:?} timed out after {}s",
+        let (id, sandbox) = (&subject.container_id, &subject.sandbox);
+        return match sandbox.exec(id, &command, Some(limit)).await {
+            Ok(ExecOutcome::Exited { code: 0, .. }) => Outcome::Success,
+            Ok(ExecOutcome::Exited { output, .. }) => Outcome::Failure(output),
+            Ok(ExecOutcome::TimedOut) => Outcome::Failure(format!(
+                "command timed out: {:?} timed out after {}",
                 command.join(" "),
-                limit.as_secs()
+                go_seconds(limit)
             )),
-            Err(error) => Err(error.to_string()),
+            Err(error) => Outcome::Unknown(error.to_string()),
         };
     }
     if let Some(action) = &probe.http_get {
-        let status =
-            network_check::http_get(&subject.container, action, &subject.pod_ip, limit).await?;
-        return if (200..400).contains(&status) {
-            Ok(())
-        } else {
-            Err(format!("HTTP probe failed with statuscode: {}", status))
+        let answer = http_check::get(container, action, ip, limit, Purpose::Probe).await;
+        return match answer {
+            Ok(answer) => match answer.status {
+                200..300 => Outcome::Success,
+                300..400 => Outcome::Warning(format!(
+                    "Probe terminated redirects, Response body: {}",
+                    answer.body
+                )),
+                status => Outcome::Failure(format!("HTTP probe failed with statuscode: {status}")),
+            },
+            Err(error) => error.into(),
         };
     }
-    if let Some(action) = &probe.tcp_socket {
-        return network_check::tcp(&subject.container, action, &subject.pod_ip, limit).await;
+    let checked = match (&probe.tcp_socket, &probe.grpc) {
+        (Some(action), _) => network_check::tcp(container, action, ip, limit).await,
+        (None, Some(action)) => grpc_check::check(action, ip, limit).await,
+        (None, None) => Err(CheckError::Invalid("missing probe handler".to_owned())),
+    };
+    checked.map_or_else(Outcome::from, |()| Outcome::Success)
+}
+
+/// How one probe ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Outcome {
+    Success,
+    /// Good enough.
+    Warning(String),
+    Failure(String),
+    /// The probe could not be made.
+    Unknown(String),
+}
+
+impl From<CheckError> for Outcome {
+    fn from(error: CheckError) -> Self {
+        match error {
+            CheckError::Failed(message) => Self::Failure(message),
+            CheckError::Invalid(message) => Self::Unknown(message),
+        }
     }
-    Err("grpc probes are not supported by this node".into())
+}
+
+impl Outcome {
+    fn succeeded(&self) -> Option<bool> {
+        match self {
+            Self::Success | Self::Warning(_) => Some(true),
+            Self::Failure(_) => Some(false),
+            Self::Unknown(_) => None,
+        }
+    }
+}
+
+impl Subject {
+    fn tell(&self, kind: Kind, outcome: &Outcome) {
+        let kind = kind.name();
+        let (reason, message) = match outcome {
+            Outcome::Success => return,
+            Outcome::Warning(text) => ("ProbeWarning", format!("{kind} probe warning: {text}")),
+            Outcome::Failure(text) => ("Unhealthy", format!("{kind} probe failed: {text}")),
+            Outcome::Unknown(text) => (
+                "Unhealthy",
+                format!("{kind} probe errored and resulted in unknown state: {text}"),
+            ),
+        };
+        let (events, pod, field) = (&self.events, &self.pod, &self.field);
+        events.container(pod, field, Severity::Warning, reason, message);
+    }
 }
 
 #[cfg(test)]

@@ -14,8 +14,9 @@ use tokio::sync::watch;
 
 use super::seams::{
     ContainerError, ContainerRuntime, ExecOutcome, FetchedImage, ImageSource, PodApi, PodNetwork,
-    PodSandbox, ResolvedImage, SeamError, SeamResult, WriteError,
+    PodSandbox, ResolvedImage, SeamError, SeamResult, ServiceDirectory, WriteError,
 };
+use crate::net::dns::ServiceAddress;
 use crate::runtime::types::{
     ContainerConfig, ContainerRecord, ContainerState, SandboxConfig, SandboxState,
 };
@@ -134,6 +135,8 @@ pub(crate) struct ScriptedSandbox {
     pub(crate) log: Mutex<Vec<String>>,
     /// Containers that take no notice of SIGTERM.
     pub(crate) stubborn: Mutex<bool>,
+    /// How commands end, by their first word; others succeed.
+    pub(crate) outcomes: Mutex<BTreeMap<String, SeamResult<ExecOutcome>>>,
     /// Start fails with these words.
     pub(crate) broken: Mutex<Option<String>>,
 }
@@ -148,6 +151,7 @@ impl ScriptedSandbox {
             state: watch::channel(state).0,
             log: Mutex::default(),
             stubborn: Mutex::default(),
+            outcomes: Mutex::default(),
             broken: Mutex::default(),
         }
     }
@@ -169,6 +173,29 @@ impl ScriptedSandbox {
             let record = all.find(|r| r.name == name && !r.has_exited()).unwrap();
             record.state = exited(code, record.started_at());
         });
+    }
+
+    /// Waits until a signal was sent, as `web.0 15`.
+    pub(crate) async fn until_signalled(&self, what: &str) {
+        let line = format!("signal {what}");
+        while !self.log.lock().unwrap().contains(&line) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// From now on, commands that begin with this word end so.
+    pub(crate) fn script(&self, word: &str, outcome: SeamResult<ExecOutcome>) {
+        self.outcomes
+            .lock()
+            .unwrap()
+            .insert(word.to_owned(), outcome);
+    }
+
+    /// How often a command that begins with this word was run.
+    pub(crate) fn executed(&self, word: &str) -> usize {
+        let log = self.log.lock().unwrap();
+        let line = format!("exec {word}");
+        log.iter().filter(|l| l.starts_with(&line)).count()
     }
 
     /// The supervisor dies.
@@ -284,10 +311,12 @@ impl PodSandbox for ScriptedSandbox {
         _: Option<Duration>,
     ) -> SeamResult<ExecOutcome> {
         self.note(format!("exec {}", command.join(" ")));
-        Ok(ExecOutcome::Exited {
+        let outcomes = self.outcomes.lock().unwrap();
+        let known = command.first().and_then(|word| outcomes.get(word)).cloned();
+        known.unwrap_or(Ok(ExecOutcome::Exited {
             code: 0,
             output: String::new(),
-        })
+        }))
     }
 
     async fn destroy(&self) -> SeamResult<()> {
@@ -307,6 +336,18 @@ impl PodNetwork for ScriptedNetwork {
 
     async fn detach(&self, _: &str) -> SeamResult<()> {
         Ok(())
+    }
+}
+
+/// Has the services that it is told of.
+#[derive(Default)]
+pub(crate) struct ScriptedServices {
+    pub(crate) known: Mutex<Option<Vec<ServiceAddress>>>,
+}
+
+impl ServiceDirectory for ScriptedServices {
+    fn services(&self, _: &str) -> Option<Vec<ServiceAddress>> {
+        self.known.lock().unwrap().clone()
     }
 }
 

@@ -14,6 +14,7 @@ use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, PodStatus, Secret};
 use tokio::sync::watch;
 
+use crate::net::dns::ServiceAddress;
 use crate::runtime::types::{ContainerConfig, ContainerRecord, SandboxConfig, SandboxState};
 
 /// A failure in the words of the part that failed; the worker puts them into events and statuses.
@@ -101,6 +102,12 @@ pub trait PodNetwork: Send + Sync + 'static {
 
     /// Takes the pod's link and address back; no error when it has none.
     async fn detach(&self, uid: &str) -> SeamResult<()>;
+}
+
+/// Knows the services that pods find in their environment.
+pub trait ServiceDirectory: Send + Sync + 'static {
+    /// The services of a namespace that have addresses, by name; `None` as long as not all are known.
+    fn services(&self, namespace: &str) -> Option<Vec<ServiceAddress>>;
 }
 
 /// An image, ready to be a container's root.

@@ -63,6 +63,8 @@ pub(super) struct Slot {
     pub(super) ready: bool,
     /// Running probes, and the attempt that they are for.
     pub(super) probes: JoinSet<()>,
+    /// Those of them that may have the container ended.
+    pub(super) vital_probes: Vec<AbortHandle>,
     pub(super) probed: Option<String>,
     /// The attempt number to go on from when no record is left.
     pub(super) attempts_before: u32,
@@ -107,6 +109,7 @@ impl Slot {
             started: false,
             ready: false,
             probes: JoinSet::new(),
+            vital_probes: Vec::new(),
             probed: None,
             attempts_before: 0,
         }
@@ -239,6 +242,7 @@ impl Slot {
     fn forget_probes(&mut self) {
         self.probes.abort_all();
         self.probes = JoinSet::new();
+        self.vital_probes.clear();
         self.probed = None;
         self.started = false;
         self.ready = false;

@@ -15,7 +15,7 @@ use super::events::Severity;
 use super::last_words::termination_log;
 use super::launch::LaunchResult;
 use super::pull::ImageFailure;
-use super::seams::{PodSandbox, ResolvedImage, SeamResult, WriteError};
+use super::seams::{PodSandbox, ResolvedImage, SeamError, SeamResult, WriteError};
 use super::status::Attempt;
 use super::{NodeContext, hooks, resources};
 use crate::runtime::types::{ContainerRecord, SandboxConfig, SandboxState};
@@ -58,7 +58,7 @@ pub(super) async fn start_sandbox(
         Some(sandbox) => sandbox,
         None => {
             node.runtime
-                .start_sandbox(sandbox_config(&pod, &pod_dir))
+                .start_sandbox(sandbox_config(&pod, &pod_dir)?)
                 .await?
         }
     };
@@ -67,9 +67,13 @@ pub(super) async fn start_sandbox(
         Some(namespace) => node.network.attach(uid, &namespace).await?,
         None => node.facts.host_ips.clone(),
     };
-    let (written, addresses) = (pod.clone(), ips.clone());
+    let (written, addresses, dns) = (pod.clone(), ips.clone(), node.dns.clone());
     let files = EtcFiles::at(&pod_dir);
-    blocking(move || files.write(&written, &addresses)).await?;
+    let left_out = blocking(move || files.write(&written, &addresses, &dns)).await?;
+    for message in left_out {
+        let events = &node.events;
+        events.pod(&pod, Severity::Warning, "DNSConfigForming", message);
+    }
     Ok(Live {
         state: sandbox.state(),
         sandbox,
@@ -77,15 +81,16 @@ pub(super) async fn start_sandbox(
     })
 }
 
-fn sandbox_config(pod: &Pod, pod_dir: &Path) -> SandboxConfig {
+fn sandbox_config(pod: &Pod, pod_dir: &Path) -> SeamResult<SandboxConfig> {
+    let hostname = etc_files::kernel_hostname(pod).map_err(SeamError)?;
     let spec = pod.spec.clone().unwrap_or_default();
     let host_network = etc_files::host_network(pod);
     let sysctls = spec.security_context.and_then(|c| c.sysctls);
-    SandboxConfig {
+    Ok(SandboxConfig {
         namespace: pod.metadata.namespace.clone().unwrap_or_default(),
         name: pod.metadata.name.clone().unwrap_or_default(),
         uid: pod.metadata.uid.clone().unwrap_or_default(),
-        hostname: (!host_network).then(|| etc_files::hostname(pod)),
+        hostname: (!host_network).then_some(hostname),
         host_network,
         host_ipc: spec.host_ipc == Some(true),
         host_pid: spec.host_pid == Some(true),
@@ -98,7 +103,7 @@ fn sandbox_config(pod: &Pod, pod_dir: &Path) -> SandboxConfig {
             .collect(),
         qos: resources::qos_class(pod),
         resources: resources::pod_cgroup(pod),
-    }
+    })
 }
 
 /// Makes the pod's volumes present.
@@ -232,6 +237,6 @@ pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
 ) -> SeamResult<T> {
     let done = tokio::task::spawn_blocking(work).await;
-    let done = done.map_err(super::seams::SeamError::from_display)?;
-    done.map_err(super::seams::SeamError::from_display)
+    let done = done.map_err(SeamError::from_display)?;
+    done.map_err(SeamError::from_display)
 }

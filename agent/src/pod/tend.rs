@@ -67,8 +67,21 @@ impl Worker {
                 events: self.node.events.clone(),
                 ready: slot.ready,
             };
-            slot.probes
+            let probe = slot
+                .probes
                 .spawn(probe::run(*kind, subject, self.verdicts.clone()));
+            if *kind != Kind::Readiness {
+                slot.vital_probes.push(probe);
+            }
+        }
+    }
+
+    /// Nobody asks any more whether containers live: they are about to end. Whether they are ready goes on to count.
+    pub(super) fn end_vital_probes(&mut self) {
+        for slot in &mut self.slots {
+            for probe in slot.vital_probes.drain(..) {
+                probe.abort();
+            }
         }
     }
 
@@ -79,6 +92,7 @@ impl Worker {
             .iter()
             .position(|s| s.running() == Some(verdict.container_id.as_str()));
         let Some(index) = found else { return };
+        let policy = self.restart_policy();
         let slot = &mut self.slots[index];
         match (verdict.kind, verdict.success) {
             (Kind::Startup, true) => {
@@ -90,11 +104,12 @@ impl Worker {
             (kind @ (Kind::Startup | Kind::Liveness), false) => {
                 let probe = kind.of(&slot.spec);
                 let grace = probe.and_then(|p| p.termination_grace_period_seconds);
-                let message = format!(
-                    "Container {} failed {} probe, will be restarted",
-                    slot.spec.name,
-                    kind.name().to_lowercase()
-                );
+                let (name, kind) = (&slot.spec.name, kind.name().to_lowercase());
+                let message = match (slot.role, policy.as_str()) {
+                    (Role::Sidecar, _) => format!("Init container {name} failed {kind} probe"),
+                    (_, "Never") => format!("Container {name} failed {kind} probe"),
+                    _ => format!("Container {name} failed {kind} probe, will be restarted"),
+                };
                 if self.ending.is_none() {
                     self.stop(index, message, grace);
                 }

@@ -10,27 +10,29 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::NodeContext;
+use super::dns_config::NodeDns;
 use super::events::{Events, Occurrence};
 use super::fields::NodeFacts;
 use super::scripted::{
     ScriptedApi, ScriptedImages, ScriptedNetwork, ScriptedRuntime, ScriptedSandbox,
+    ScriptedServices,
 };
 use super::seams::PodSandbox;
 use super::worker::{Desired, Worker};
 use crate::identity::Identity;
 
-struct Bench {
+pub(super) struct Bench {
     node: Arc<NodeContext>,
-    api: Arc<ScriptedApi>,
+    pub(super) api: Arc<ScriptedApi>,
     runtime: Arc<ScriptedRuntime>,
     images: Arc<ScriptedImages>,
     desired: watch::Sender<Desired>,
     worker: JoinHandle<()>,
-    events: tokio::sync::mpsc::Receiver<Occurrence>,
+    pub(super) events: tokio::sync::mpsc::Receiver<Occurrence>,
     _dir: TempDir,
 }
 
-fn pod(spec: Value) -> Pod {
+pub(super) fn pod(spec: Value) -> Pod {
     serde_json::from_value(json!({
         "metadata": {"name": "web", "namespace": "ns", "uid": "u1", "generation": 1}, "spec": spec,
     }))
@@ -38,12 +40,14 @@ fn pod(spec: Value) -> Pod {
 }
 
 impl Bench {
-    fn new(pod: Pod) -> Self {
+    pub(super) fn new(pod: Pod) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (events, queue) = Events::queue();
         let api = Arc::new(ScriptedApi::default());
         let runtime = Arc::new(ScriptedRuntime::default());
         let images = Arc::new(ScriptedImages::default());
+        let services = Arc::new(ScriptedServices::default());
+        *services.known.lock().unwrap() = Some(Vec::new());
         images.present.lock().unwrap().push("nginx".into());
         let node = Arc::new(NodeContext {
             identity: Identity::of(dir.path()).unwrap(),
@@ -55,6 +59,11 @@ impl Bench {
             images: images.clone(),
             api: api.clone(),
             events,
+            dns: NodeDns {
+                address: [10, 43, 0, 10].into(),
+                host_file: dir.path().join("none"),
+            },
+            services: services.clone(),
         });
         let desired = watch::channel(Desired {
             pod: Arc::new(pod),
@@ -82,11 +91,11 @@ impl Bench {
         self.worker = tokio::spawn(worker.run(Some(sandbox)));
     }
 
-    fn sandbox(&self) -> Arc<ScriptedSandbox> {
+    pub(super) fn sandbox(&self) -> Arc<ScriptedSandbox> {
         self.runtime.sandbox()
     }
 
-    fn change(&self, change: impl FnOnce(&mut Pod)) {
+    pub(super) fn change(&self, change: impl FnOnce(&mut Pod)) {
         self.desired.send_modify(|desired| {
             let mut pod = Pod::clone(&desired.pod);
             change(&mut pod);
@@ -94,7 +103,7 @@ impl Bench {
         });
     }
 
-    fn delete(&self, grace: i64) {
+    pub(super) fn delete(&self, grace: i64) {
         self.change(|pod| {
             let now = k8s_openapi::jiff::Timestamp::now();
             pod.metadata.deletion_timestamp = Some(super::status::seconds(now));
@@ -111,7 +120,7 @@ impl Bench {
     }
 }
 
-fn main_container(status: &PodStatus) -> &ContainerStatus {
+pub(super) fn main_container(status: &PodStatus) -> &ContainerStatus {
     &status.container_statuses.as_ref().unwrap()[0]
 }
 
@@ -125,7 +134,7 @@ fn waits_for(reason: &'static str) -> impl Fn(&PodStatus) -> bool {
     }
 }
 
-fn ready(status: &PodStatus) -> bool {
+pub(super) fn ready(status: &PodStatus) -> bool {
     status
         .conditions
         .iter()
@@ -133,7 +142,7 @@ fn ready(status: &PodStatus) -> bool {
         .any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
-fn phase(name: &'static str) -> impl Fn(&PodStatus) -> bool {
+pub(super) fn phase(name: &'static str) -> impl Fn(&PodStatus) -> bool {
     move |status| status.phase.as_deref() == Some(name)
 }
 

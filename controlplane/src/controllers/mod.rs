@@ -9,6 +9,7 @@
 //! can be stopped at any instant: nothing that matters is in its memory alone.
 
 mod certificates;
+mod cluster_dns;
 mod deployment;
 mod endpoints;
 mod event_ttl;
@@ -31,6 +32,7 @@ pub mod tasks;
 mod token_cleaner;
 pub(crate) mod writes;
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,6 +57,8 @@ pub struct Config {
     /// The certificate of the authority that signed the API server's, in PEM: published in
     /// every namespace as the ConfigMap `kube-root-ca.crt`.
     pub root_ca: String,
+    /// The address of the Service `kube-dns`; without it there is none.
+    pub cluster_dns: Option<Ipv4Addr>,
     /// How long a node's lease may go without renewal before the node counts as unreachable.
     pub node_grace_period: Duration,
     /// How long after a node vanished its pods are removed, should it not be back by then.
@@ -75,6 +79,7 @@ impl Config {
     pub fn new(root_ca: String) -> Self {
         Self {
             root_ca,
+            cluster_dns: None,
             node_grace_period: Duration::from_secs(10),
             pod_quarantine: Duration::from_secs(40),
             terminated_pods: 12_500,
@@ -126,6 +131,9 @@ pub fn start(client: Client, informers: &Informers, config: Config) -> Running {
     endpoints::start(&client, informers, config.advertised, &tasks);
     pod_gc::start(client.clone(), informers, &config, &tasks);
     service_account::start(client.clone(), informers, config.root_ca, &tasks);
+    if let Some(address) = config.cluster_dns {
+        cluster_dns::start(client.clone(), informers, address, &tasks);
+    }
     event_ttl::start(client.clone(), &tasks);
 
     let collected = garbage_collector::Observed::default();

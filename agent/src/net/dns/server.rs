@@ -56,7 +56,7 @@ impl Sockets {
         }
     }
 
-    fn bind_port(address: Ipv4Addr, port: u16, count: usize) -> io::Result<Self> {
+    pub(super) fn bind_port(address: Ipv4Addr, port: u16, count: usize) -> io::Result<Self> {
         let listener = std::net::TcpListener::bind((address, port))?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
@@ -255,6 +255,13 @@ impl Server {
             }
             Outcome::Elsewhere => self.ask(query, limit, None, out),
         }
+    }
+
+    /// The answer to a query that nobody else has to be asked for.
+    #[cfg(test)]
+    pub(super) fn answer_now(&self, packet: &[u8], limit: Option<usize>) -> Option<Vec<u8>> {
+        let mut out = Vec::new();
+        matches!(self.look(packet, limit, &mut out), Next::Send).then_some(out)
     }
 
     /// Takes the answer from the cache, or leaves it to be asked for.
