@@ -11,9 +11,9 @@ use anyhow::Context;
 use clap::Args;
 use skiff_agent::Agent;
 use skiff_agent::net::dns::resolv_conf::HOST_FILE;
-use skiff_agent::net::{Cidr, NetworkConfig};
+use skiff_agent::net::{Cidr, ClusterBlocks};
 use skiff_controlplane::auth::kubeconfig;
-use skiff_controlplane::{ControlPlane, SERVICE_CIDR};
+use skiff_controlplane::ControlPlane;
 use skiff_images::registry::{Registries, RegistryConfig};
 use skiff_images::{Offline, Puller, RegistryPuller, Store};
 use tokio::signal::unix::{SignalKind, signal};
@@ -114,8 +114,11 @@ struct Cluster {
 impl Cluster {
     /// Resolves when the API answers and the node is registered and Ready.
     async fn start(args: &UpArgs, data_dir: &DataDir) -> anyhow::Result<Self> {
+        let blocks = cluster_blocks(data_dir).await?;
         let mut config = skiff_controlplane::Config::new(data_dir.path(), Some(args.listen));
         config.advertise = advertised();
+        config.cluster_cidr = for_control_plane(blocks.pods);
+        config.service_cidr = for_control_plane(blocks.services);
         let control_plane = ControlPlane::start(config)
             .await
             .context("the control plane does not start")?;
@@ -129,7 +132,7 @@ impl Cluster {
         {
             kubeconfig::write_admin(kubeconfig, &url, &control_plane.pki)?;
         }
-        let agent = Agent::start(agent_config(args, data_dir, &control_plane).await?)
+        let agent = Agent::start(agent_config(args, data_dir, &control_plane, blocks).await?)
             .await
             .context("the node agent does not start")?;
         agent.registered().await;
@@ -150,6 +153,7 @@ async fn agent_config(
     args: &UpArgs,
     data_dir: &DataDir,
     control_plane: &skiff_controlplane::Running,
+    blocks: ClusterBlocks,
 ) -> anyhow::Result<skiff_agent::Config> {
     let identity = data_dir.identity();
     let node_name = node_name()?;
@@ -183,9 +187,8 @@ async fn agent_config(
             key,
             client_authority: pki.ca_der()?,
         },
-        network: NetworkConfig::default(),
-        service_cidr: Cidr::containing(SERVICE_CIDR.first(), SERVICE_CIDR.prefix()),
         resolv_conf: args.resolv_conf.clone(),
+        blocks,
         max_pods: skiff_agent::MAX_PODS,
         image_gc: skiff_agent::node::ImageGcPolicy {
             high_threshold: args.image_gc_high_threshold,
@@ -203,6 +206,18 @@ fn advertised() -> Option<Ipv4Addr> {
         IpAddr::V4(address) if !address.is_loopback() => Some(address),
         _ => None,
     }
+}
+
+/// The address blocks of this cluster, chosen when it first starts.
+async fn cluster_blocks(data_dir: &DataDir) -> anyhow::Result<ClusterBlocks> {
+    let identity = data_dir.identity().clone();
+    tokio::task::spawn_blocking(move || ClusterBlocks::choose(&identity))
+        .await?
+        .context("no address blocks for pods and services")
+}
+
+fn for_control_plane(block: Cidr) -> skiff_controlplane::cidr::Cidr {
+    skiff_controlplane::cidr::Cidr::containing(block.first(), block.prefix())
 }
 
 /// The host's name, as Kubernetes writes it.

@@ -207,7 +207,7 @@ impl ControlPlane {
                 presence: endpoint.presence.clone(),
                 advertised: Some(advertised),
                 cluster_dns: config.service_cidr.nth(CLUSTER_DNS_OFFSET),
-                ..controllers::Config::new(pki.ca().to_string())
+                ..controllers::Config::new(pki.ca().to_string(), config.cluster_cidr)
             };
             Workers::start(&client, settings)
         });

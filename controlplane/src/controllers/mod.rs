@@ -20,6 +20,7 @@ mod informers;
 mod load_balancer;
 mod monitor;
 mod namespace;
+pub mod node_ipam;
 mod node_lifecycle;
 pub mod ownership;
 mod pod_gc;
@@ -41,6 +42,7 @@ use kube::Client;
 pub use endpoints::Advertised;
 pub use informers::Informers;
 
+use crate::cidr::Cidr;
 use events::EventRecorder;
 use monitor::Monitor;
 use tasks::Tasks;
@@ -59,6 +61,10 @@ pub struct Config {
     pub root_ca: String,
     /// The address of the Service `kube-dns`; without it there is none.
     pub cluster_dns: Option<Ipv4Addr>,
+    /// Nodes get their pods' addresses from this block ...
+    pub cluster_cidr: Cidr,
+    /// ... in smaller ones of so many bits: 22 leaves room for 1,021 pods.
+    pub node_prefix: u8,
     /// How long a node's lease may go without renewal before the node counts as unreachable.
     pub node_grace_period: Duration,
     /// How long after a node vanished its pods are removed, should it not be back by then.
@@ -76,10 +82,12 @@ pub struct Config {
 }
 
 impl Config {
-    pub fn new(root_ca: String) -> Self {
+    pub fn new(root_ca: String, cluster_cidr: Cidr) -> Self {
         Self {
             root_ca,
             cluster_dns: None,
+            cluster_cidr,
+            node_prefix: 22.max(cluster_cidr.prefix()),
             node_grace_period: Duration::from_secs(10),
             pod_quarantine: Duration::from_secs(40),
             terminated_pods: 12_500,
@@ -129,6 +137,8 @@ pub fn start(client: Client, informers: &Informers, config: Config) -> Running {
     token_cleaner::start(client.clone(), informers, &tasks);
     load_balancer::start(client.clone(), informers, &events, &tasks);
     endpoints::start(&client, informers, config.advertised, &tasks);
+    let (cluster, prefix) = (config.cluster_cidr, config.node_prefix);
+    node_ipam::start(client.clone(), informers, &events, cluster, prefix, &tasks);
     pod_gc::start(client.clone(), informers, &config, &tasks);
     service_account::start(client.clone(), informers, config.root_ca, &tasks);
     if let Some(address) = config.cluster_dns {

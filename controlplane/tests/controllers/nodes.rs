@@ -11,7 +11,7 @@ use skiff_controlplane::controllers::Config;
 use crate::cluster::{Cluster, wait_for};
 
 fn impatient() -> Config {
-    let mut config = Config::new("a certificate".into());
+    let mut config = Config::new("a certificate".into(), skiff_controlplane::CLUSTER_CIDR);
     config.node_grace_period = Duration::from_secs(2);
     config.pod_quarantine = Duration::from_millis(500);
     config
