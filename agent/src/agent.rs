@@ -1,6 +1,6 @@
 //! The agent as a whole: `Config -> Agent::start -> Running`.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,10 +18,13 @@ use crate::identity::Identity;
 use crate::leases::Leases;
 use crate::logs::Watcher;
 use crate::net::dns::{Dns, DnsConfig, DnsError};
-use crate::net::{Cidr, Network, NetworkConfig, NetworkError, service_watch};
+use crate::net::{
+    ClusterBlocks, HostPort, Network, NetworkConfig, NetworkError, host_ports, service_watch,
+};
 use crate::node::host::Host;
 use crate::node::{
-    Collector, ImageGcPolicy, NodeConfig, NodeImageList, Registrar, allocatable_memory,
+    Collector, ImageGcPolicy, NodeConfig, NodeImageList, Registrar, allocatable_memory, new_node,
+    pod_cidr,
 };
 use crate::pod::api::KubeApi;
 use crate::pod::dispatch::{Dispatch, FindSandbox, Pods};
@@ -35,6 +38,8 @@ use crate::runtime::{Runtime, RuntimeError};
 use crate::server::{Credentials, NodeServer, ServerConfig, ServerError};
 use crate::wiring::{Lookup, NodeImages, NodeRuntime, NodeSandbox, Sandboxes};
 
+/// The service that each node answers itself.
+const DNS_SERVICE: (&str, &str) = ("kube-system", "kube-dns");
 /// Where in the block of services the cluster's DNS server has its address.
 const DNS_OFFSET: u32 = 10;
 /// Pods that a node takes by default.
@@ -57,9 +62,8 @@ pub struct Config {
     /// Where the node's HTTPS endpoint listens; port 0 takes any.
     pub listen: SocketAddr,
     pub credentials: Credentials,
-    pub network: NetworkConfig,
-    /// The addresses of the cluster's services; the tenth is its DNS server's.
-    pub service_cidr: Cidr,
+    /// The cluster's address blocks; the tenth of the services' is its DNS server's.
+    pub blocks: ClusterBlocks,
     /// Names the servers that know the rest of the world; see [`HOST_FILE`].
     ///
     /// [`HOST_FILE`]: crate::net::dns::resolv_conf::HOST_FILE
@@ -78,7 +82,7 @@ pub enum AgentError {
     #[error("the node's DNS server: {0}")]
     Dns(#[from] DnsError),
     #[error("the service block {0} is too small: a cluster needs at least a /28")]
-    ServiceBlock(Cidr),
+    ServiceBlock(crate::net::Cidr),
     #[error("the node's endpoint: {0}")]
     Server(#[from] ServerError),
     #[error("reading this node's pods: {0}")]
@@ -93,17 +97,33 @@ pub struct Agent;
 impl Agent {
     /// Takes over the pods that run, and begins to look after this node.
     ///
-    /// The API need not answer yet: pods that are known are looked after without it.
+    /// The API need not answer yet where an agent ran before: pods that are known are looked
+    /// after without it.
     ///
     /// # Errors
     /// When something that every pod needs can't be had on this host.
     pub async fn start(config: Config) -> Result<Running, AgentError> {
+        let (known, host) = read_host(&config.identity).await?;
+        let mut node = NodeConfig {
+            name: config.node_name.clone(),
+            labels: config.labels,
+            address: config.address,
+            port: 0,
+            pod_cidr: Network::recorded_block(&config.identity).await?,
+            max_pods: config.max_pods,
+        };
         let (runtime, network) = tokio::join!(
             Runtime::new(config.identity.clone()),
-            Network::open(config.identity.clone(), config.network.clone()),
+            open_network(
+                &config.identity,
+                &config.client,
+                config.blocks,
+                &node,
+                &host
+            ),
         );
         let (runtime, network) = (runtime?, network?);
-        let (known, host) = read_host(&config.identity).await?;
+        node.pod_cidr = Some(network.cidr());
         let sandboxes = Sandboxes::default();
         adopt(&runtime, &network, &sandboxes, &known).await?;
         let used = images_in_use(&config.identity, &known).await?;
@@ -122,12 +142,13 @@ impl Agent {
             credentials: config.credentials,
         };
         let logs = Watcher::new().map_err(AgentError::Logs)?;
-        let cluster_dns = config.service_cidr.nth(DNS_OFFSET);
-        let cluster_dns = cluster_dns.ok_or(AgentError::ServiceBlock(config.service_cidr))?;
+        let services = config.blocks.services;
+        let cluster_dns = services.nth(DNS_OFFSET);
+        let cluster_dns = cluster_dns.ok_or(AgentError::ServiceBlock(services))?;
         let dns_config = DnsConfig {
             listen: network.node_address(),
             cluster_address: cluster_dns,
-            blocks: vec![config.network.cluster_cidr, config.service_cidr],
+            blocks: vec![config.blocks.pods, services],
             resolv_conf: config.resolv_conf.clone(),
             copy: config.identity.agent_root().join("network/names.json"),
         };
@@ -138,14 +159,14 @@ impl Agent {
             source,
         })?;
 
-        let node = NodeConfig {
-            name: config.node_name.clone(),
-            labels: config.labels,
-            address: config.address,
-            port: endpoint.port(),
-            pod_cidr: network.cidr().to_string(),
-            max_pods: config.max_pods,
-        };
+        node.port = endpoint.port();
+        let proxy = network.service_proxy(config.node_name.clone());
+        if let SocketAddr::V4(address) = dns.address() {
+            network.lead_service_to_socket(DNS_SERVICE.0, DNS_SERVICE.1, address);
+        }
+        let peers = network
+            .peer_routes(config.node_name.clone(), config.address)
+            .run(config.client.clone());
         let images_changed = Arc::new(Notify::new());
         let accounts = PullAccounts::new(config.identity.data_dir());
         let context = Arc::new(NodeContext {
@@ -195,7 +216,7 @@ impl Agent {
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         tasks.spawn(server.run(stop.clone()));
-        let observers = vec![dns.observer()];
+        let observers = vec![dns.observer(), proxy.observer()];
         tasks.spawn(dns.run(logs, stop.clone()));
         let services = service_watch::run(config.client.clone(), observers);
         tasks.spawn(until(&stop, services));
@@ -205,6 +226,8 @@ impl Agent {
         if !config.offline {
             tasks.spawn(until(&stop, collector.run()));
         }
+        tasks.spawn(until(&stop, proxy.run()));
+        tasks.spawn(until(&stop, peers));
         tasks.spawn(until(
             &stop,
             events::write(config.client.clone(), config.node_name.clone(), queue),
@@ -234,6 +257,20 @@ fn until(
     }
 }
 
+/// The pod network, in the block that the control plane gives this node.
+async fn open_network(
+    identity: &Identity,
+    client: &Client,
+    blocks: ClusterBlocks,
+    node: &NodeConfig,
+    host: &Host,
+) -> Result<Network, NetworkError> {
+    let new = new_node(node, host);
+    let node_cidr = pod_cidr(client.clone(), new, node.pod_cidr).await;
+    let config = NetworkConfig { blocks, node_cidr };
+    Network::open(identity.clone(), config).await
+}
+
 async fn read_host(identity: &Identity) -> Result<(Vec<Pod>, Host), AgentError> {
     let (pods_dir, root) = (identity.pods_dir(), identity.agent_root());
     let looked = tokio::task::spawn_blocking(move || {
@@ -253,18 +290,16 @@ async fn adopt(
     sandboxes: &Sandboxes,
     known: &[Pod],
 ) -> Result<(), AgentError> {
-    let uids: HashSet<String> = known
-        .iter()
-        .filter_map(|p| p.metadata.uid.clone())
-        .collect();
+    let ports_of = |pod: &Pod| Some((pod.metadata.uid.clone()?, host_ports(pod)));
+    let pods: HashMap<String, Vec<HostPort>> = known.iter().filter_map(ports_of).collect();
     for sandbox in runtime.sandboxes().await? {
-        if uids.contains(sandbox.uid()) {
+        if pods.contains_key(sandbox.uid()) {
             sandboxes.put(sandbox);
         } else {
             sandbox.destroy().await?;
         }
     }
-    Ok(network.reconcile(uids).await?)
+    Ok(network.reconcile(pods).await?)
 }
 
 /// The containers of known pods, dead ones too, with the images they were made from.

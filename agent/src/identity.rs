@@ -79,6 +79,11 @@ impl Identity {
         format!("sk{}{:05x}", self.id, pod_address.to_bits() & 0xf_ffff)
     }
 
+    /// The tunnel to nodes behind routers. No pod's link is called so: this is no number.
+    pub fn tunnel_link(&self) -> String {
+        format!("sk{}vxlan", self.id)
+    }
+
     /// What every link of this node starts with.
     pub fn link_prefix(&self) -> String {
         format!("sk{}", self.id)

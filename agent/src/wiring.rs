@@ -14,8 +14,8 @@ use tokio::sync::{Notify, watch};
 
 use crate::identity::Identity;
 use crate::leases::Leases;
-use crate::net::Network;
 use crate::net::dns::{Directory, ServiceAddress};
+use crate::net::{Network, host_ports};
 use crate::pod::dispatch::Pods;
 use crate::pod::seams::{
     ContainerError, ContainerRuntime, ExecOutcome, FetchedImage, ImageSource, PodNetwork,
@@ -186,9 +186,14 @@ async fn read(stream: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
 
 #[async_trait]
 impl PodNetwork for Network {
-    async fn attach(&self, uid: &str, namespace: &Path) -> SeamResult<Vec<IpAddr>> {
-        let attached = Network::attach(self, uid, namespace).await;
+    async fn attach(&self, pod: &Pod, namespace: &Path) -> SeamResult<Vec<IpAddr>> {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let attached = Network::attach(self, uid, namespace, host_ports(pod)).await;
         Ok(vec![attached.map_err(SeamError::from_display)?.ip.into()])
+    }
+
+    async fn withdrawn(&self, uid: &str) {
+        Network::withdrawn(self, uid).await;
     }
 
     async fn detach(&self, uid: &str) -> SeamResult<()> {

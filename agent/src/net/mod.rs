@@ -7,62 +7,66 @@
 //! each pod: a thread that entered a pod's namespace never serves anything else.
 //!
 //! ```text
-//! Network::open -> claim a block (node) -> forwarding, masquerade
+//! Network::open -> claim the node's block (node) -> forwarding, masquerade
 //!        attach -> address (ipam) -> link (veth) -> PodAddress
 //!        detach -> link removed -> address free
+//! ServiceProxy::run -> services and host ports into the node's table (services)
+//! PeerRoutes::run   -> routes and a tunnel to the other nodes' pods (peers)
 //! ```
 
+mod blocks;
 mod cidr;
 pub mod dns;
+mod host_ports;
 mod ipam;
 mod netlink;
 mod nftables;
 mod node;
+mod peers;
+mod routes;
 pub mod service_watch;
+mod services;
 #[cfg(test)]
 mod tests;
 mod veth;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+pub use blocks::ClusterBlocks;
 pub use cidr::{Cidr, InvalidCidr};
+pub use host_ports::{HostPort, host_ports};
 use ipam::Addresses;
 pub use ipam::IpamError;
 use netlink::Netlink;
-use nftables::{Address, Hook, Rule, Transaction};
+use nftables::Transaction;
 use node::host_error;
+pub(crate) use peers::PeerRoutes;
+pub(crate) use services::ServiceProxy;
+use services::{Owner, Services, Tables};
 use veth::{LinkError, PodLink};
 
 use crate::identity::Identity;
 
+/// How much later than this node another one may let go of an endpoint: it takes milliseconds.
+const SETTLING: Duration = Duration::from_millis(150);
+
 /// Where pods get their addresses from.
 #[derive(Debug, Clone)]
 pub struct NetworkConfig {
-    /// The whole cluster's pods; traffic inside it is never masqueraded.
-    pub cluster_cidr: Cidr,
-    /// The node's own block (`spec.podCIDR`); when there is none, the one that this node had
-    /// before, or a free one of [`NetworkConfig::block_prefix`] bits is chosen.
-    pub node_cidr: Option<Cidr>,
-    /// 22 leaves room for 1,021 pods.
-    pub block_prefix: u8,
-}
-
-impl Default for NetworkConfig {
-    fn default() -> Self {
-        Self {
-            cluster_cidr: Cidr::containing(Ipv4Addr::new(10, 42, 0, 0), 16),
-            node_cidr: None,
-            block_prefix: 22,
-        }
-    }
+    /// The cluster's blocks; traffic between its pods is never masqueraded.
+    pub blocks: ClusterBlocks,
+    /// The node's own block, `spec.podCIDR`.
+    pub node_cidr: Cidr,
 }
 
 /// A pod's place in the network.
@@ -81,12 +85,14 @@ pub enum NetworkError {
         "turning on IPv4 forwarding: {0}; pods can't reach anything without it: set net.ipv4.ip_forward=1 on this host"
     )]
     Forwarding(#[source] io::Error),
-    #[error("the pod CIDR {block} belongs to another cluster on this host ({owner} on lo)")]
+    #[error(
+        "the block {block} belongs to another cluster on this host ({owner} on lo): stop that one first"
+    )]
     Claimed { block: Cidr, owner: String },
     #[error(
-        "none of the {count} pod CIDRs in {cluster} is free on this host: stop a cluster, or remove routes into {cluster}"
+        "no two neighbouring /16 blocks of 10.0.0.0/8 are free on this host: stop a cluster, or remove routes into it"
     )]
-    NoFreeBlock { cluster: Cidr, count: usize },
+    NoFreeBlocks,
     #[error("the pod CIDR {0} is too small: a node needs at least a /29")]
     BlockTooSmall(Cidr),
     #[error("{doing}: {source}")]
@@ -120,10 +126,17 @@ pub struct Network {
 
 struct Inner {
     identity: Identity,
+    blocks: ClusterBlocks,
     cidr: Cidr,
     node_address: Ipv4Addr,
+    /// Of the uplink.
     mtu: u32,
+    /// Some nodes are reached by the tunnel only: what pods send has to fit into it.
+    uses_tunnel: AtomicBool,
+    /// There are other nodes.
+    has_peers: AtomicBool,
     addresses: Mutex<Addresses>,
+    services: Arc<Services>,
 }
 
 impl Network {
@@ -140,19 +153,41 @@ impl Network {
     fn open_blocking(identity: Identity, config: NetworkConfig) -> Result<Self, NetworkError> {
         let host = Netlink::route().map_err(host_error("opening a netlink socket"))?;
         node::prepare(&host)?;
-        let cidr = claim_block(&host, &identity, &config)?;
+        let cidr = config.node_cidr;
+        let moved = claim_block(&host, &identity, &config)?;
         let addresses = Addresses::open(state_dir(&identity).join("addresses"), cidr)?;
-        if let Err(error) = masquerade(&identity.nft_table(), cidr, config.cluster_cidr) {
-            tracing::warn!(
-                %error,
-                table = identity.nft_table(),
-                "nftables refused the masquerading rules: pods won't reach anything outside of the cluster"
-            );
-        }
+        let node_address = node::node_address(cidr)?;
+        routes::refuse_strays(&host, &identity, config.blocks.pods)?;
+        let layout = services::Blocks {
+            cluster: config.blocks.pods,
+            services: config.blocks.services,
+            node: cidr,
+            node_address,
+            link_group: identity.link_group(),
+        };
+        let table = identity.nft_table();
+        let tables = match Tables::open(table.clone(), layout, moved) {
+            Ok(tables) => {
+                routes::lead_services(&host, &identity, config.blocks.services, node_address)?;
+                Some(tables)
+            }
+            Err(error) => {
+                tracing::warn!(
+                    %error,
+                    table,
+                    "nftables refused the node's table: pods reach neither services nor anything outside of the cluster"
+                );
+                None
+            }
+        };
         Ok(Self {
             inner: Arc::new(Inner {
                 cidr,
-                node_address: node::node_address(cidr)?,
+                blocks: config.blocks,
+                uses_tunnel: AtomicBool::new(false),
+                has_peers: AtomicBool::new(false),
+                services: Arc::new(Services::new(tables)),
+                node_address,
                 mtu: node::uplink_mtu(&host)?,
                 addresses: Mutex::new(addresses),
                 identity,
@@ -160,7 +195,16 @@ impl Network {
         })
     }
 
-    /// The node's block, for `spec.podCIDR`.
+    /// The block that this node had when an agent last ran.
+    ///
+    /// # Errors
+    /// When the record can't be read.
+    pub async fn recorded_block(identity: &Identity) -> Result<Option<Cidr>, NetworkError> {
+        let identity = identity.clone();
+        blocking("recorded block", move || recorded_block(&identity)).await?
+    }
+
+    /// The node's block.
     pub fn cidr(&self) -> Cidr {
         self.inner.cidr
     }
@@ -176,15 +220,59 @@ impl Network {
         Some(self.inner.pod_address(ip))
     }
 
-    /// Gives the pod an address and connects its network namespace, pinned at `netns`. A pod that
-    /// is connected already keeps its address and its link.
+    /// What leads the services' addresses to pods, to be run and to be told of services.
+    pub(crate) fn service_proxy(&self, node_name: String) -> ServiceProxy {
+        ServiceProxy::new(self.inner.services.clone(), node_name, self.inner.cidr)
+    }
+
+    /// Leads all ports of a service to one socket of this node, whatever its endpoints. The socket's
+    /// address must not be one of 127.0.0.0/8.
+    pub fn lead_service_to_socket(&self, namespace: &str, name: &str, socket: SocketAddrV4) {
+        let service = services::ServiceName::new(namespace, name);
+        self.inner.services.lead_to_socket(service, socket);
+    }
+
+    /// What keeps the way to other nodes' pods, to be run. This node is reached by `address`.
+    pub(crate) fn peer_routes(&self, node_name: String, address: IpAddr) -> PeerRoutes {
+        PeerRoutes {
+            network: self.inner.clone(),
+            node_name,
+            address,
+        }
+    }
+
+    /// Resolves when no service leads to the pod any more: this node's table has let go of it, and the
+    /// other nodes, which learn of it at the same moment, have had the time to.
+    pub(crate) async fn withdrawn(&self, uid: &str) {
+        let withdrawal = &self.inner.services.withdrawal;
+        if !withdrawal.is_served(uid) {
+            return;
+        }
+        withdrawal.withdrawn(uid).await;
+        if self.inner.has_peers.load(Ordering::Relaxed) {
+            tokio::time::sleep(SETTLING).await;
+        }
+    }
+
+    /// Gives the pod an address, connects its network namespace, pinned at `netns`, and leads the
+    /// ports of the host to it. A pod that is connected already keeps its address and its link.
     ///
     /// # Errors
     /// When no address is free or the kernel refuses a step; then nothing is left behind.
-    pub async fn attach(&self, uid: &str, netns: &Path) -> Result<PodAddress, NetworkError> {
+    pub async fn attach(
+        &self,
+        uid: &str,
+        netns: &Path,
+        ports: Vec<HostPort>,
+    ) -> Result<PodAddress, NetworkError> {
         let inner = self.inner.clone();
-        let (uid, netns) = (uid.to_owned(), netns.to_owned());
-        on_own_thread(uid.clone(), move || inner.attach(&uid, &netns)).await
+        let (owned, netns) = (uid.to_owned(), netns.to_owned());
+        let attached = on_own_thread(uid.to_owned(), move || inner.attach(&owned, &netns)).await?;
+        // Not on that thread: it is in the pod's namespace by now.
+        let (inner, owned) = (self.inner.clone(), uid.to_owned());
+        let address = attached.ip;
+        blocking(uid, move || inner.lead_host_ports(&owned, address, &ports)).await??;
+        Ok(attached)
     }
 
     /// Disconnects the pod and takes its address back. Nothing happens when it has none.
@@ -194,8 +282,12 @@ impl Network {
         blocking(uid, move || inner.detach(&owned)).await?
     }
 
-    /// Disconnects every pod that is not in `known`, and removes links without an address.
-    pub async fn reconcile(&self, known: HashSet<String>) -> Result<(), NetworkError> {
+    /// Disconnects every pod that is not among `known`, which are given with their ports of the host,
+    /// and removes links without an address. To be called before any pod is attached.
+    pub async fn reconcile(
+        &self,
+        known: HashMap<String, Vec<HostPort>>,
+    ) -> Result<(), NetworkError> {
         let inner = self.inner.clone();
         blocking("reconcile", move || inner.reconcile(&known)).await?
     }
@@ -225,12 +317,35 @@ impl Inner {
             uid: uid.to_owned(),
             address,
             node_address: self.node_address,
-            mtu: self.mtu,
+            mtu: self.pod_mtu(),
         };
         match link.set_up(&OwnedFd::from(namespace)) {
             Ok(()) => Ok(pod),
             Err(error) => Err(self.give_up(uid, pod.link, error)),
         }
+    }
+
+    fn pod_mtu(&self) -> u32 {
+        match self.uses_tunnel.load(Ordering::Relaxed) {
+            true => self.mtu.saturating_sub(peers::OVERHEAD),
+            false => self.mtu,
+        }
+    }
+
+    /// Leads the host's ports to the pod.
+    fn lead_host_ports(
+        &self,
+        uid: &str,
+        pod: Ipv4Addr,
+        ports: &[HostPort],
+    ) -> Result<(), NetworkError> {
+        if ports.is_empty() {
+            return Ok(());
+        }
+        let program = host_ports::program(pod, ports);
+        let update = (Owner::Pod(uid.into()), Some(program));
+        let led = self.services.apply([update]);
+        led.map_err(host_error("leading the host's ports to a pod"))
     }
 
     fn give_up(&self, uid: &str, link: String, error: LinkError) -> NetworkError {
@@ -248,6 +363,10 @@ impl Inner {
         let Some(address) = self.addresses().get(uid) else {
             return Ok(());
         };
+        let ports_end = (Owner::Pod(uid.into()), None);
+        self.services
+            .apply([ports_end])
+            .map_err(host_error("ending a pod's host ports"))?;
         let host = Netlink::route().map_err(host_error("opening a netlink socket"))?;
         let name = self.identity.link(address);
         let found =
@@ -258,10 +377,16 @@ impl Inner {
         Ok(self.addresses().release(uid)?)
     }
 
-    fn reconcile(&self, known: &HashSet<String>) -> Result<(), NetworkError> {
-        let strangers = self.addresses().strangers(known);
+    fn reconcile(&self, known: &HashMap<String, Vec<HostPort>>) -> Result<(), NetworkError> {
+        let strangers = self.addresses().strangers(&known.keys().cloned().collect());
         for uid in strangers {
             self.detach(&uid)?;
+        }
+        for (uid, ports) in known {
+            let address = self.addresses().get(uid);
+            if let Some(address) = address {
+                self.lead_host_ports(uid, address, ports)?;
+            }
         }
         // Links are listed before the addresses: a pod that attaches meanwhile is not touched.
         let host = Netlink::route().map_err(host_error("opening a netlink socket"))?;
@@ -272,9 +397,10 @@ impl Inner {
             .into_iter()
             .map(|address| self.identity.link(address))
             .collect();
-        let prefix = self.identity.link_prefix();
+        let (prefix, tunnel) = (self.identity.link_prefix(), self.identity.tunnel_link());
         for link in links {
-            if link.name.starts_with(&prefix) && !wanted.contains(&link.name) {
+            let ours = link.name.starts_with(&prefix) && link.name != tunnel;
+            if ours && !wanted.contains(&link.name) {
                 veth::delete_link(&host, link.index)
                     .map_err(host_error("removing an orphaned link"))?;
             }
@@ -306,12 +432,30 @@ pub fn recorded_address(identity: &Identity, uid: &str) -> Result<Option<Ipv4Add
     ipam::recorded(&state_dir(identity).join("addresses"), uid)
 }
 
-/// The block that is configured, or the one that this node had, or a free one.
+fn recorded_block(identity: &Identity) -> Result<Option<Cidr>, NetworkError> {
+    let path = state_dir(identity).join("cidr");
+    match fs::read_to_string(&path) {
+        Ok(text) => Ok(text.trim().parse().ok()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(NetworkError::State { path, source }),
+    }
+}
+
+/// Claims the node's block, gives up what it had before, and records it. Gives whether the node had
+/// another one before.
 fn claim_block(
     host: &Netlink,
     identity: &Identity,
     config: &NetworkConfig,
-) -> Result<Cidr, NetworkError> {
+) -> Result<bool, NetworkError> {
+    let block = config.node_cidr;
+    let ours = node::node_address(block)?;
+    let services = config.blocks.services;
+    node::hold(host, identity, services, services.first())?;
+    node::hold(host, identity, block, ours)?;
+    let kept = [ours, services.first(), config.blocks.pods.first()];
+    node::release_others(host, identity, &kept)?;
+
     let directory = state_dir(identity);
     let path = directory.join("cidr");
     let state = |source| NetworkError::State {
@@ -319,24 +463,13 @@ fn claim_block(
         source,
     };
     fs::create_dir_all(&directory).map_err(state)?;
-    let before = match fs::read_to_string(&path) {
-        Ok(text) => text.trim().parse::<Cidr>().ok(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => return Err(state(error)),
-    };
-    let block = match config.node_cidr.or(before) {
-        Some(block) => {
-            node::claim(host, identity, block)?;
-            block
-        }
-        None => node::choose(host, identity, config.cluster_cidr, config.block_prefix)?,
-    };
-    if before != Some(block) {
+    let moved = recorded_block(identity)? != Some(block);
+    if moved {
         let new = directory.join("cidr.new");
         fs::write(&new, format!("{block}\n")).map_err(state)?;
         fs::rename(&new, &path).map_err(state)?;
     }
-    Ok(block)
+    Ok(moved)
 }
 
 /// `<data>/agent/network`
@@ -344,27 +477,15 @@ fn state_dir(identity: &Identity) -> PathBuf {
     identity.agent_root().join("network")
 }
 
-fn masquerade(table: &str, node: Cidr, cluster: Cidr) -> io::Result<()> {
-    let leaving = Rule::default()
-        .ipv4()
-        .inside(Address::Source, node)
-        .outside(Address::Destination, cluster)
-        .masquerade();
-    Transaction::on(table)
-        .replace_table()
-        .base_chain("postrouting", Hook::SOURCE_NAT)
-        .rule("postrouting", leaving)
-        .commit()
-}
-
 fn purge_blocking(identity: &Identity) -> Result<(), NetworkError> {
     let host = Netlink::route().map_err(host_error("opening a netlink socket"))?;
     veth::delete_group(&host, identity.link_group()).map_err(host_error("removing links"))?;
     node::release_claims(&host, identity)?;
-    match Transaction::on(&identity.nft_table())
-        .delete_table()
-        .commit()
-    {
+    routes::remove_all(&host, identity)?;
+    let table = identity.nft_table();
+    let mut transaction = Transaction::on(&table);
+    transaction.delete_table();
+    match transaction.commit() {
         Ok(()) => Ok(()),
         // No such table, or a kernel without nftables: nothing to remove.
         Err(error)

@@ -14,14 +14,16 @@ use netlink_packet_core::{
 use netlink_packet_route::RouteNetlinkMessage;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
-    socket,
+    setsockopt, socket, sockopt,
 };
 
 const HEADER_LEN: usize = 16;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
+/// What every kernel takes without being told to make room.
+const DEFAULT_SEND_BYTES: usize = 64 * 1024;
 /// More than the kernel puts in one datagram of a dump.
-const RECEIVE_BYTES: usize = 64 * 1024;
+pub(super) const RECEIVE_BYTES: usize = 64 * 1024;
 
 /// One message for the kernel.
 #[derive(Debug)]
@@ -97,6 +99,9 @@ impl Netlink {
 
     /// Sends all requests at once and reads the answer to every one that asked for one.
     pub(super) fn apply(&self, requests: &[Request]) -> Result<(), Refused> {
+        if requests.is_empty() {
+            return Ok(());
+        }
         let whole_batch = |source: io::Error| Refused { index: 0, source };
         let first = self.sequence.get() + 1;
         let mut buffer = Vec::with_capacity(1024);
@@ -135,6 +140,52 @@ impl Netlink {
         }
     }
 
+    /// Sends a batch of nftables requests, of which the last one before the end asks for an
+    /// answer: the kernel carries out all of them or none.
+    pub(super) fn batch(&self, requests: &[Request]) -> Result<(), Refused> {
+        let whole_batch = |source: io::Error| Refused { index: 0, source };
+        let first = self.sequence.get() + 1;
+        let mut buffer = Vec::with_capacity(4096);
+        for (request, sequence) in requests.iter().zip(first..) {
+            request.emit(sequence, &mut buffer);
+        }
+        self.sequence.set(first + requests.len() as u32);
+        if buffer.len() > DEFAULT_SEND_BYTES {
+            setsockopt(&self.fd, sockopt::SndBufForce, &(2 * buffer.len()))
+                .map_err(|e| whole_batch(e.into()))?;
+        }
+        send(self.fd.as_raw_fd(), &buffer, MsgFlags::empty()).map_err(|e| whole_batch(e.into()))?;
+
+        // All answers are queued by now.
+        let mut done = false;
+        loop {
+            let answers = match self.receive() {
+                Ok(answers) => answers,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(whole_batch(error)),
+            };
+            for (kind, sequence, payload) in messages(&answers) {
+                let code = payload.first_chunk().map(|code| i32::from_ne_bytes(*code));
+                match code {
+                    Some(0) if kind == NLMSG_ERROR => done = true,
+                    Some(code) if kind == NLMSG_ERROR => {
+                        self.drain();
+                        return Err(Refused {
+                            index: sequence.saturating_sub(first) as usize,
+                            source: io::Error::from_raw_os_error(-code),
+                        });
+                    }
+                    _ => {}
+                }
+            }
+        }
+        if done {
+            Ok(())
+        } else {
+            Err(whole_batch(io::Error::other("the kernel did not answer")))
+        }
+    }
+
     pub(super) fn apply_one(&self, request: Request) -> io::Result<()> {
         self.apply(&[request]).map_err(|refused| refused.source)
     }
@@ -162,6 +213,35 @@ impl Netlink {
                 Ok(None)
             }
             Err(error) => Err(error),
+        }
+    }
+
+    /// Gives the payload of every message of a dump to `visit`.
+    pub(super) fn dump_raw(
+        &self,
+        request: &Request,
+        mut visit: impl FnMut(&[u8]),
+    ) -> io::Result<()> {
+        let sequence = self.sequence.get() + 1;
+        self.sequence.set(sequence);
+        let mut buffer = Vec::with_capacity(128);
+        request.emit(sequence, &mut buffer);
+        send(self.fd.as_raw_fd(), &buffer, MsgFlags::empty())?;
+        loop {
+            let answers = self.receive()?;
+            for (kind, _, payload) in messages(&answers) {
+                match kind {
+                    NLMSG_DONE => return Ok(()),
+                    NLMSG_ERROR => {
+                        let code = payload.first_chunk().map_or(0, |c| i32::from_ne_bytes(*c));
+                        return match code {
+                            0 => Ok(()),
+                            code => Err(io::Error::from_raw_os_error(-code)),
+                        };
+                    }
+                    _ => visit(payload),
+                }
+            }
         }
     }
 
@@ -217,6 +297,22 @@ impl Netlink {
     }
 }
 
+/// `(kind, value)` of each attribute; flags are left out of the kind.
+pub(super) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    const KIND: u16 = 0x3fff;
+    let mut rest = bytes;
+    std::iter::from_fn(move || {
+        let length = u16::from_ne_bytes(*rest.first_chunk()?) as usize;
+        if length < 4 || length > rest.len() {
+            return None;
+        }
+        let kind = u16::from_ne_bytes([rest[2], rest[3]]) & KIND;
+        let value = &rest[4..length];
+        rest = &rest[length.next_multiple_of(4).min(rest.len())..];
+        Some((kind, value))
+    })
+}
+
 /// `(kind, sequence, payload)` of each message in a datagram.
 fn messages(datagram: &[u8]) -> impl Iterator<Item = (u16, u32, &[u8])> {
     let mut rest = datagram;
@@ -229,7 +325,7 @@ fn messages(datagram: &[u8]) -> impl Iterator<Item = (u16, u32, &[u8])> {
 }
 
 /// The first message of a datagram, its kind, and what follows it.
-fn split_message(datagram: &[u8]) -> Option<(&[u8], u16, &[u8])> {
+pub(super) fn split_message(datagram: &[u8]) -> Option<(&[u8], u16, &[u8])> {
     let length = u32::from_ne_bytes(*datagram.first_chunk()?) as usize;
     if length < HEADER_LEN || length > datagram.len() {
         return None;

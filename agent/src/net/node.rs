@@ -1,10 +1,10 @@
 //! The node's side of the pod network: its block of addresses, its own address in it, forwarding,
 //! and the uplink's MTU.
 //!
-//! A node claims its block by putting the block's second address on the loopback link, labelled with
-//! its identity. The kernel refuses a second one, so two nodes that start on one host at the same
-//! instant never share a block, and a claim ends with the host's network namespace. Pods see the
-//! node under this address.
+//! A node gets its block from the control plane, and claims it on its host by putting the block's
+//! second address on the loopback link, labelled with its identity. The kernel refuses a second one,
+//! so two nodes on one host never share a block, and a claim ends with the host's network
+//! namespace. Pods see the node under this address.
 
 use std::collections::HashMap;
 use std::fs;
@@ -13,12 +13,13 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+use netlink_packet_route::route::RouteType;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::NetworkError;
 use super::cidr::Cidr;
 use super::netlink::Netlink;
+use super::routes;
 use super::veth::{add_address, all_links, bring_up, delete_address};
 use crate::identity::Identity;
 
@@ -37,80 +38,53 @@ pub(super) fn node_address(block: Cidr) -> Result<Ipv4Addr, NetworkError> {
     }
 }
 
-/// Claims `block` for this identity, and gives up any other that it had.
-pub(super) fn claim(host: &Netlink, identity: &Identity, block: Cidr) -> Result<(), NetworkError> {
-    let ours = node_address(block)?;
-    let mut owner = None;
-    for (address, label) in labelled_addresses(host)? {
-        let mine = label == claim_label(identity);
-        match (mine, address == ours) {
-            (true, true) => return Ok(()),
-            (true, false) => withdraw(host, address)?,
-            (false, true) => owner = Some(label),
-            (false, false) => {}
-        }
-    }
-    if let Some(owner) = owner {
-        return Err(NetworkError::Claimed { block, owner });
-    }
-    try_claim(host, identity, block)?
-        .then_some(())
-        .ok_or_else(|| NetworkError::Claimed {
-            block,
-            owner: "another node".into(),
-        })
-}
-
-/// Chooses a free block of `prefix` bits inside `cluster` and claims it. Where the search
-/// begins depends on the identity, so a node that loses its state likely finds the same again.
-pub(super) fn choose(
+/// Claims `block` for this identity by its address `by`. One that it holds stays.
+///
+/// # Errors
+/// When another identity holds it.
+pub(super) fn hold(
     host: &Netlink,
     identity: &Identity,
-    cluster: Cidr,
-    prefix: u8,
-) -> Result<Cidr, NetworkError> {
-    let blocks = cluster.blocks(prefix);
-    let count = blocks.len();
-    if count == 0 {
-        return Err(NetworkError::BlockTooSmall(cluster));
+    block: Cidr,
+    by: Ipv4Addr,
+) -> Result<(), NetworkError> {
+    if try_claim(host, identity, by)? {
+        return Ok(());
     }
-    let start = u32::from_str_radix(identity.id(), 16).unwrap_or_default() as usize % count;
-    let in_use = destinations(host)?;
-    let free = |block: &Cidr| !in_use.iter().any(|used| used.overlaps(block));
-    for block in blocks.cycle_from(start).filter(free) {
-        if try_claim(host, identity, block)? {
-            return Ok(block);
+    let holders = labelled_addresses(host)?;
+    match holders.into_iter().find(|(address, _)| *address == by) {
+        Some((_, label)) if label == claim_label(identity) => Ok(()),
+        Some((_, owner)) => Err(NetworkError::Claimed { block, owner }),
+        // It was given up between the two looks.
+        None => Err(NetworkError::Claimed {
+            block,
+            owner: "another node".into(),
+        }),
+    }
+}
+
+/// Gives up every claim of this identity except those by the addresses in `kept`.
+pub(super) fn release_others(
+    host: &Netlink,
+    identity: &Identity,
+    kept: &[Ipv4Addr],
+) -> Result<(), NetworkError> {
+    for (address, label) in labelled_addresses(host)? {
+        if label == claim_label(identity) && !kept.contains(&address) {
+            withdraw(host, address)?;
         }
     }
-    Err(NetworkError::NoFreeBlock { cluster, count })
-}
-
-trait CycleFrom: Iterator {
-    fn cycle_from(self, start: usize) -> impl Iterator<Item = Self::Item>;
-}
-
-impl<I: ExactSizeIterator> CycleFrom for I {
-    fn cycle_from(self, start: usize) -> impl Iterator<Item = Self::Item> {
-        let mut all: Vec<_> = self.collect();
-        all.rotate_left(start);
-        all.into_iter()
-    }
+    Ok(())
 }
 
 /// Whether the claim was won.
-fn try_claim(host: &Netlink, identity: &Identity, block: Cidr) -> Result<bool, NetworkError> {
-    let address = node_address(block)?;
+fn try_claim(host: &Netlink, identity: &Identity, by: Ipv4Addr) -> Result<bool, NetworkError> {
     let label = claim_label(identity);
-    match host.apply_one(add_address(
-        LOOPBACK_INDEX,
-        address,
-        CLAIM_SCOPE,
-        Some(label),
-    )) {
+    match host.apply_one(add_address(LOOPBACK_INDEX, by, CLAIM_SCOPE, Some(label))) {
         Ok(()) => Ok(true),
         Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
         Err(error) => Err(NetworkError::Host {
-            doing: "adding the node's pod network address to lo",
+            doing: "adding an address of the pod network to lo",
             source: error,
         }),
     }
@@ -118,12 +92,7 @@ fn try_claim(host: &Netlink, identity: &Identity, block: Cidr) -> Result<bool, N
 
 /// Gives up every block that this identity claimed.
 pub(super) fn release_claims(host: &Netlink, identity: &Identity) -> Result<(), NetworkError> {
-    for (address, label) in labelled_addresses(host)? {
-        if label == claim_label(identity) {
-            withdraw(host, address)?;
-        }
-    }
-    Ok(())
+    release_others(host, identity, &[])
 }
 
 fn withdraw(host: &Netlink, address: Ipv4Addr) -> Result<(), NetworkError> {
@@ -169,30 +138,10 @@ fn labelled_address(message: RouteNetlinkMessage) -> Option<(Ipv4Addr, String)> 
 }
 
 /// Every destination that the host routes to, itself included, but not the default route.
-fn destinations(host: &Netlink) -> Result<Vec<Cidr>, NetworkError> {
-    let destination = |route: RouteMessage| {
-        let prefix = route.header.destination_prefix_length;
-        route.attributes.into_iter().find_map(|a| match a {
-            RouteAttribute::Destination(RouteAddress::Inet(address)) => {
-                Some(Cidr::containing(address, prefix))
-            }
-            _ => None,
-        })
-    };
-    Ok(routes(host)?.into_iter().filter_map(destination).collect())
-}
-
-fn routes(host: &Netlink) -> Result<Vec<RouteMessage>, NetworkError> {
-    let mut query = RouteMessage::default();
-    query.header.address_family = AddressFamily::Inet;
-    let found = host
-        .dump(&RouteNetlinkMessage::GetRoute(query))
-        .map_err(host_error("listing routes"))?;
-    let route = |message| match message {
-        RouteNetlinkMessage::NewRoute(route) => Some(route),
-        _ => None,
-    };
-    Ok(found.into_iter().filter_map(route).collect())
+pub(super) fn destinations(host: &Netlink) -> Result<Vec<Cidr>, NetworkError> {
+    let routes = routes::all(host)?;
+    let known = routes.iter().filter_map(routes::destination);
+    Ok(known.filter(|block| block.prefix() > 0).collect())
 }
 
 /// The MTU, in bytes, of the link that the default route leaves by.
@@ -202,31 +151,16 @@ pub(super) fn uplink_mtu(host: &Netlink) -> Result<u32, NetworkError> {
         .into_iter()
         .map(|link| (link.index, link.mtu))
         .collect();
-    let uplink = routes(host)?
+    let uplink = routes::all(host)?
         .into_iter()
         .filter(|route| {
             route.header.destination_prefix_length == 0 && route.header.kind == RouteType::Unicast
         })
-        .min_by_key(metric)
-        .and_then(|route| out_link(&route));
+        .min_by_key(routes::metric)
+        .and_then(|route| routes::out_link(&route));
     Ok(uplink
         .and_then(|index| mtu_of.get(&index).copied())
         .unwrap_or(DEFAULT_MTU))
-}
-
-fn metric(route: &RouteMessage) -> u32 {
-    let metric = |a: &RouteAttribute| match a {
-        RouteAttribute::Priority(metric) => Some(*metric),
-        _ => None,
-    };
-    route.attributes.iter().find_map(metric).unwrap_or(0)
-}
-
-fn out_link(route: &RouteMessage) -> Option<u32> {
-    route.attributes.iter().find_map(|a| match a {
-        RouteAttribute::Oif(index) => Some(*index),
-        _ => None,
-    })
 }
 
 /// Loopback up (a fresh network namespace has it down) and IPv4 forwarding on.

@@ -1,16 +1,19 @@
 //! Real links and packets. Each test is a host of its own: a thread in a new network namespace,
 //! with everything that the network starts inheriting it.
 
-use std::collections::HashSet;
+mod peers;
+mod services;
+
+use std::collections::HashMap;
 use std::fs::File;
 use std::future::Future;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
-use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns, unshare};
 
 use super::netlink::{Netlink, Request};
@@ -60,6 +63,23 @@ impl Namespace {
         })
     }
 
+    fn block_on<T: Send, F: Future<Output = T>>(&self, work: impl FnOnce() -> F + Send) -> T {
+        self.run(|| {
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap()
+                .block_on(work())
+        })
+    }
+
+    /// Runs `ip` with these words.
+    fn ip(&self, words: &str) {
+        let run = || Command::new("ip").args(words.split(' ')).output().unwrap();
+        let output = self.run(run);
+        assert!(output.status.success(), "ip {words}: {output:?}");
+    }
+
     fn serve(&self) -> TcpListener {
         self.run(|| TcpListener::bind("0.0.0.0:80").unwrap())
     }
@@ -87,13 +107,16 @@ fn has_ipv6(link: &str) -> bool {
 
 struct Node {
     data: tempfile::TempDir,
+    config: NetworkConfig,
 }
 
 impl Node {
     fn new() -> Self {
-        Self {
-            data: tempfile::tempdir().unwrap(),
-        }
+        let data = tempfile::tempdir().unwrap();
+        let blocks = ClusterBlocks::choose(&Identity::of(data.path()).unwrap()).unwrap();
+        let node_cidr = blocks.pods.blocks(22).nth(1).unwrap();
+        let config = NetworkConfig { blocks, node_cidr };
+        Self { data, config }
     }
 
     fn identity(&self) -> Identity {
@@ -101,7 +124,7 @@ impl Node {
     }
 
     async fn network(&self) -> Network {
-        Network::open(self.identity(), NetworkConfig::default())
+        Network::open(self.identity(), self.config.clone())
             .await
             .unwrap()
     }
@@ -123,8 +146,14 @@ fn pods_reach_each_other_the_node_and_themselves() {
         let network = Node::new();
         let network = network.network().await;
         let (a, b) = (Namespace::new(), Namespace::new());
-        let pod_a = network.attach("uid-a", &a.path()).await.unwrap();
-        let pod_b = network.attach("uid-b", &b.path()).await.unwrap();
+        let pod_a = network
+            .attach("uid-a", &a.path(), Vec::new())
+            .await
+            .unwrap();
+        let pod_b = network
+            .attach("uid-b", &b.path(), Vec::new())
+            .await
+            .unwrap();
         assert!(network.cidr().contains(pod_a.ip) && network.cidr().contains(pod_b.ip));
 
         assert!(!has_ipv6(&pod_a.link) && !a.run(|| has_ipv6("eth0")));
@@ -153,7 +182,10 @@ fn traffic_to_the_outside_carries_the_nodes_address() {
         let node = Node::new();
         let network = node.network().await;
         let pod = Namespace::new();
-        network.attach("uid", &pod.path()).await.unwrap();
+        network
+            .attach("uid", &pod.path(), Vec::new())
+            .await
+            .unwrap();
 
         // The outside has no route to pods: it can only answer to the node.
         let server = outside.serve();
@@ -168,7 +200,10 @@ fn a_restarted_agent_keeps_links_and_addresses() {
         let node = Node::new();
         let network = node.network().await;
         let (a, b) = (Namespace::new(), Namespace::new());
-        let pod = network.attach("uid-a", &a.path()).await.unwrap();
+        let pod = network
+            .attach("uid-a", &a.path(), Vec::new())
+            .await
+            .unwrap();
         let server = a.serve();
         let mut client = connect(pod.ip);
         let (mut accepted, _) = server.accept().unwrap();
@@ -176,8 +211,18 @@ fn a_restarted_agent_keeps_links_and_addresses() {
         let again = node.network().await;
         assert_eq!(again.cidr(), network.cidr());
         assert_eq!(again.address("uid-a"), Some(pod.clone()));
-        assert_eq!(again.attach("uid-a", &a.path()).await.unwrap(), pod);
-        assert_ne!(again.attach("uid-b", &b.path()).await.unwrap().ip, pod.ip);
+        assert_eq!(
+            again.attach("uid-a", &a.path(), Vec::new()).await.unwrap(),
+            pod
+        );
+        assert_ne!(
+            again
+                .attach("uid-b", &b.path(), Vec::new())
+                .await
+                .unwrap()
+                .ip,
+            pod.ip
+        );
         client.write_all(b"x").unwrap();
         accepted.read_exact(&mut [0]).unwrap();
     });
@@ -189,9 +234,18 @@ fn a_pod_whose_namespace_was_made_anew_is_connected_again() {
         let node = Node::new();
         let network = node.network().await;
         let first = Namespace::new();
-        let pod = network.attach("uid", &first.path()).await.unwrap();
+        let pod = network
+            .attach("uid", &first.path(), Vec::new())
+            .await
+            .unwrap();
         let second = Namespace::new();
-        assert_eq!(network.attach("uid", &second.path()).await.unwrap(), pod);
+        assert_eq!(
+            network
+                .attach("uid", &second.path(), Vec::new())
+                .await
+                .unwrap(),
+            pod
+        );
         let server = second.serve();
         exchange(&server, || connect(pod.ip));
     });
@@ -205,7 +259,9 @@ fn detach_and_reconcile_leave_only_what_is_known() {
         let namespaces: Vec<_> = (0..3).map(|_| Namespace::new()).collect();
         let mut links = Vec::new();
         for (i, namespace) in namespaces.iter().enumerate() {
-            let pod = network.attach(&format!("uid-{i}"), &namespace.path()).await;
+            let pod = network
+                .attach(&format!("uid-{i}"), &namespace.path(), Vec::new())
+                .await;
             links.push(pod.unwrap().link);
         }
         network.detach("uid-0").await.unwrap();
@@ -213,7 +269,7 @@ fn detach_and_reconcile_leave_only_what_is_known() {
         assert_eq!(network.address("uid-0"), None);
         assert!(!node.links().contains(&links[0]));
 
-        let known = HashSet::from(["uid-2".to_owned()]);
+        let known = HashMap::from([("uid-2".to_owned(), Vec::new())]);
         network.reconcile(known).await.unwrap();
         assert_eq!(node.links(), [links[2].clone()]);
         assert_eq!(network.address("uid-1"), None);
@@ -227,7 +283,10 @@ fn a_link_that_fails_half_way_is_undone() {
         let network = node.network().await;
         let taken = Namespace::new();
         taken.run(|| make_veth("eth0", "other0", None));
-        let error = network.attach("uid", &taken.path()).await.unwrap_err();
+        let error = network
+            .attach("uid", &taken.path(), Vec::new())
+            .await
+            .unwrap_err();
         assert!(
             error.to_string().contains("creating the veth pair"),
             "{error}"
@@ -235,7 +294,9 @@ fn a_link_that_fails_half_way_is_undone() {
         assert_eq!(network.address("uid"), None);
         assert_eq!(node.links(), Vec::<String>::new());
 
-        let missing = network.attach("uid", Path::new("/nonexistent/net")).await;
+        let missing = network
+            .attach("uid", Path::new("/nonexistent/net"), Vec::new())
+            .await;
         assert!(matches!(missing, Err(NetworkError::Namespace { .. })));
     });
 }
@@ -247,15 +308,24 @@ fn two_clusters_share_a_host_and_each_purges_its_own() {
         let (network_one, network_two) = (one.network().await, two.network().await);
         assert!(!network_one.cidr().overlaps(&network_two.cidr()));
         let (a, b) = (Namespace::new(), Namespace::new());
-        network_one.attach("uid", &a.path()).await.unwrap();
-        let kept = network_two.attach("uid", &b.path()).await.unwrap();
+        network_one
+            .attach("uid", &a.path(), Vec::new())
+            .await
+            .unwrap();
+        let kept = network_two
+            .attach("uid", &b.path(), Vec::new())
+            .await
+            .unwrap();
 
         Network::purge(one.identity()).await.unwrap();
         Network::purge(one.identity()).await.unwrap();
         assert_eq!(one.links(), Vec::<String>::new());
         let table = one.identity().nft_table();
-        let gone = Transaction::on(&table).delete_table().commit();
-        assert_eq!(gone.unwrap_err().raw_os_error(), Some(Errno::ENOENT as i32));
+        assert!(!nftables::table_exists(&table).unwrap());
+        assert_eq!(
+            routes::of(&Netlink::route().unwrap(), &one.identity()).unwrap(),
+            []
+        );
         exchange(&b.serve(), || connect(kept.ip));
         Network::purge(two.identity()).await.unwrap();
     });
@@ -267,10 +337,37 @@ fn a_block_of_another_cluster_is_refused() {
         let (one, two) = (Node::new(), Node::new());
         let network = one.network().await;
         let config = NetworkConfig {
-            node_cidr: Some(network.cidr()),
-            ..NetworkConfig::default()
+            node_cidr: network.cidr(),
+            ..two.config.clone()
         };
         let error = Network::open(two.identity(), config).await.err().unwrap();
+        assert!(matches!(error, NetworkError::Claimed { .. }), "{error}");
+    });
+}
+
+#[test]
+fn clusters_choose_blocks_that_nobody_uses_and_keep_them() {
+    on_new_host(async || {
+        let text = |node: &Node| node.config.blocks.pods.to_string();
+        let one = Node::new();
+        assert_eq!(text(&one), "10.42.0.0/16");
+        assert_eq!(one.config.blocks.services.to_string(), "10.43.0.0/16");
+        let outside = Namespace::new();
+        connect_uplink(
+            &outside,
+            Ipv4Addr::new(10, 45, 0, 1),
+            Ipv4Addr::new(10, 45, 0, 2),
+        );
+        let two = Node::new();
+        assert_eq!(text(&two), "10.46.0.0/16");
+        let again = ClusterBlocks::choose(&one.identity()).unwrap();
+        assert_eq!(again, one.config.blocks);
+
+        // While it is down, another cluster may take its blocks: it says so, and takes no others.
+        Network::purge(one.identity()).await.unwrap();
+        let three = Node::new();
+        assert_eq!(text(&three), "10.42.0.0/16");
+        let error = ClusterBlocks::choose(&one.identity()).unwrap_err();
         assert!(matches!(error, NetworkError::Claimed { .. }), "{error}");
     });
 }

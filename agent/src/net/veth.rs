@@ -138,6 +138,9 @@ impl PodLink {
     fn host_end(&self, index: u32) -> [Request; 4] {
         let mut forwarding = InetDevConf::default();
         forwarding.forwarding = 1;
+        // A process of the host may reach a host port by 127.0.0.1; what pods send there is
+        // dropped by the node's table.
+        forwarding.route_localnet = 1;
         let forwards = LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet(vec![
             AfSpecInet::DevConfRequest(forwarding),
         ])]);
@@ -278,7 +281,7 @@ fn set_link(index: u32, attributes: Vec<LinkAttribute>) -> Request {
 
 /// No link-local IPv6 address when the link comes up. A kernel without IPv6 refuses this, and
 /// then there is nothing to leave out.
-fn leave_out_ipv6(socket: &Netlink, index: u32) {
+pub(super) fn leave_out_ipv6(socket: &Netlink, index: u32) {
     let none =
         LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(
             In6AddrGenMode::None,
@@ -288,7 +291,7 @@ fn leave_out_ipv6(socket: &Netlink, index: u32) {
     }
 }
 
-fn link_message(index: u32, attributes: Vec<LinkAttribute>) -> LinkMessage {
+pub(super) fn link_message(index: u32, attributes: Vec<LinkAttribute>) -> LinkMessage {
     let mut message = LinkMessage::default();
     message.header.index = index;
     message.attributes = attributes;

@@ -7,6 +7,7 @@
 pub mod host;
 mod image_gc;
 mod lease;
+mod pod_cidr;
 mod status;
 
 use std::collections::BTreeMap;
@@ -14,7 +15,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Node, NodeSpec, NodeStatus, ObjectReference};
+use k8s_openapi::api::core::v1::{Node, NodeStatus, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams, PostParams};
@@ -24,12 +25,14 @@ use skiff_images::Store;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+use crate::net::Cidr;
 use crate::pod::events::{Events, Severity};
 use host::Host;
 
 pub use host::host_address;
 pub(crate) use image_gc::Collector;
 pub use image_gc::ImageGcPolicy;
+pub(crate) use pod_cidr::pod_cidr;
 pub(crate) use status::allocatable_memory;
 
 /// Between looks at the host, as the kubelet's `nodeStatusUpdateFrequency`.
@@ -49,8 +52,8 @@ pub struct NodeConfig {
     pub address: IpAddr,
     /// Of the node's HTTPS endpoint.
     pub port: u16,
-    /// The addresses of its pods, in CIDR notation.
-    pub pod_cidr: String,
+    /// The addresses that its pods have, if it had any: it asks for the same again.
+    pub pod_cidr: Option<Cidr>,
     pub max_pods: u32,
 }
 
@@ -59,6 +62,22 @@ pub struct NodeConfig {
 pub(crate) struct NodeImageList {
     pub(crate) store: Store,
     pub(crate) changed: Arc<Notify>,
+}
+
+/// The node as it joins: without a status it takes no pods yet.
+pub(crate) fn new_node(config: &NodeConfig, host: &Host) -> Node {
+    let wanted = config
+        .pod_cidr
+        .map(|block| BTreeMap::from([(pod_cidr::WANTED.to_owned(), block.to_string())]));
+    Node {
+        metadata: ObjectMeta {
+            name: Some(config.name.clone()),
+            labels: Some(status::labels(config, host)),
+            annotations: wanted,
+            ..ObjectMeta::default()
+        },
+        ..Node::default()
+    }
 }
 
 /// Keeps the Node object.
@@ -145,32 +164,21 @@ impl Registrar {
                         .patch(name, &PatchParams::default(), &patch)
                         .await?;
                 }
-                self.write_status(found.status.as_ref()).await
+                let first = found.status.as_ref().is_none_or(|s| s.conditions.is_none());
+                let node = self.write_status(found.status.as_ref()).await?;
+                if first {
+                    self.tell_first_conditions();
+                }
+                Ok(node)
             }
             None => {
                 self.nodes
-                    .create(&PostParams::default(), &self.new_node())
+                    .create(&PostParams::default(), &new_node(&self.config, &self.host))
                     .await?;
                 let node = self.write_status(None).await?;
                 self.tell_first_conditions();
                 Ok(node)
             }
-        }
-    }
-
-    fn new_node(&self) -> Node {
-        Node {
-            metadata: ObjectMeta {
-                name: Some(self.config.name.clone()),
-                labels: Some(status::labels(&self.config, &self.host)),
-                ..ObjectMeta::default()
-            },
-            spec: Some(NodeSpec {
-                pod_cidr: Some(self.config.pod_cidr.clone()),
-                pod_cidrs: Some(vec![self.config.pod_cidr.clone()]),
-                ..NodeSpec::default()
-            }),
-            status: None,
         }
     }
 

@@ -283,7 +283,7 @@ mod tests {
             labels: BTreeMap::new(),
             address: "10.0.0.1".parse().unwrap(),
             port: 10250,
-            pod_cidr: "10.42.0.0/22".into(),
+            pod_cidr: None,
             max_pods: 500,
         };
         let host = Host {

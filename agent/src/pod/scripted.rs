@@ -330,9 +330,11 @@ pub(crate) struct ScriptedNetwork;
 
 #[async_trait]
 impl PodNetwork for ScriptedNetwork {
-    async fn attach(&self, _: &str, _: &Path) -> SeamResult<Vec<IpAddr>> {
+    async fn attach(&self, _: &Pod, _: &Path) -> SeamResult<Vec<IpAddr>> {
         Ok(vec![IpAddr::from([10, 42, 0, 2])])
     }
+
+    async fn withdrawn(&self, _: &str) {}
 
     async fn detach(&self, _: &str) -> SeamResult<()> {
         Ok(())

@@ -97,8 +97,12 @@ pub enum ExecOutcome {
 /// Gives pods their addresses.
 #[async_trait]
 pub trait PodNetwork: Send + Sync + 'static {
-    /// Connects a pod's network namespace; the same address again for a pod that is connected.
-    async fn attach(&self, uid: &str, namespace: &Path) -> SeamResult<Vec<IpAddr>>;
+    /// Connects a pod's network namespace and leads its ports of the host to it; the same address
+    /// again for a pod that is connected.
+    async fn attach(&self, pod: &Pod, namespace: &Path) -> SeamResult<Vec<IpAddr>>;
+
+    /// Resolves when no service leads to the pod any more; at once when none does.
+    async fn withdrawn(&self, uid: &str);
 
     /// Takes the pod's link and address back; no error when it has none.
     async fn detach(&self, uid: &str) -> SeamResult<()>;

@@ -29,6 +29,10 @@ pub(super) struct Stop {
 /// The least time between SIGTERM and SIGKILL, whatever a preStop hook took.
 const LEAST_GRACE: Duration = Duration::from_secs(2);
 
+/// How long a container may be kept running because services still lead to it: longer than it ever
+/// takes, shorter than anyone notices when the control plane is slow.
+const LONGEST_WITHDRAWAL: Duration = Duration::from_secs(2);
+
 impl Stop {
     /// preStop hook, stop signal, grace period, SIGKILL; returns when the container has ended.
     pub(super) async fn run(mut self) {
@@ -82,12 +86,30 @@ impl Stop {
                     .container(pod, field, Severity::Warning, "FailedPreStopHook", message);
             }
         }
+        self.withdrawn().await;
         let signal = self.stop_signal().await;
         self.signal(signal).await;
         let least = tokio::time::sleep(LEAST_GRACE);
         tokio::join!(passed(&mut self.deadline), least);
         self.signal(libc::SIGKILL).await;
         std::future::pending().await
+    }
+
+    /// Waits until no service leads to a pod that is deleted: a container that ended before would refuse
+    /// what is still sent to it. Its grace period goes on meanwhile.
+    async fn withdrawn(&mut self) {
+        if self.pod.metadata.deletion_timestamp.is_none() {
+            return;
+        }
+        let uid = self.pod.metadata.uid.as_deref().unwrap_or_default();
+        tokio::select! {
+            () = self.node.network.withdrawn(uid) => {}
+            () = passed(&mut self.deadline) => {}
+            () = tokio::time::sleep(LONGEST_WITHDRAWAL) => {
+                let pod = self.pod.metadata.name.as_deref();
+                tracing::info!(pod, "services still lead to the pod, which ends now");
+            }
+        }
     }
 
     /// The declaration's stop signal, else the image's, else SIGTERM.

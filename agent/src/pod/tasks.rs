@@ -62,9 +62,8 @@ pub(super) async fn start_sandbox(
                 .await?
         }
     };
-    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
     let ips = match sandbox.network_namespace() {
-        Some(namespace) => node.network.attach(uid, &namespace).await?,
+        Some(namespace) => node.network.attach(&pod, &namespace).await?,
         None => node.facts.host_ips.clone(),
     };
     let (written, addresses, dns) = (pod.clone(), ips.clone(), node.dns.clone());

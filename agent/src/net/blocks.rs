@@ -1,0 +1,124 @@
+//! The address blocks of a cluster: one for its pods, one for its services.
+//!
+//! A host that starts a cluster chooses both once, so that they clash neither with what the host
+//! routes to nor with another cluster's, and keeps them in the data directory. Like a node's block
+//! they are claimed by addresses on `lo` that carry the identity in their label
+//! ([`super::node`]): the kernel refuses a second one.
+
+use std::fs;
+use std::io;
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+use super::NetworkError;
+use super::cidr::Cidr;
+use super::netlink::Netlink;
+use super::node::{self, host_error};
+use crate::identity::Identity;
+
+/// 10.42.0.0/16 and 10.43.0.0/16 are tried first, 10.254.0.0/16 and 10.255.0.0/16 last before
+/// those below 42.
+const FIRST: u8 = 42;
+const PREFIX: u8 = 16;
+
+/// The blocks of one cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterBlocks {
+    #[serde(rename = "clusterCIDR")]
+    pub pods: Cidr,
+    #[serde(rename = "serviceCIDR")]
+    pub services: Cidr,
+}
+
+impl Default for ClusterBlocks {
+    fn default() -> Self {
+        Self::starting_at(FIRST)
+    }
+}
+
+impl ClusterBlocks {
+    fn starting_at(second: u8) -> Self {
+        Self {
+            pods: Cidr::containing(Ipv4Addr::new(10, second, 0, 0), PREFIX),
+            services: Cidr::containing(Ipv4Addr::new(10, second + 1, 0, 0), PREFIX),
+        }
+    }
+
+    fn candidates() -> impl Iterator<Item = Self> {
+        let even = |second: &u8| second % 2 == 0;
+        (FIRST..=254)
+            .chain(0..FIRST)
+            .filter(even)
+            .map(Self::starting_at)
+    }
+
+    /// The blocks that this cluster had before, or free ones, claimed. Blocking.
+    ///
+    /// # Errors
+    /// When another cluster on this host holds what this one had, when nothing is free, or when
+    /// the data directory can't be read or written.
+    pub fn choose(identity: &Identity) -> Result<Self, NetworkError> {
+        let host = Netlink::route().map_err(host_error("opening a netlink socket"))?;
+        let path = identity.data_dir().join("blocks.json");
+        let state = |source| NetworkError::State {
+            path: path.clone(),
+            source,
+        };
+        match fs::read(&path) {
+            Ok(text) => {
+                let before: Self =
+                    serde_json::from_slice(&text).map_err(|e| state(io::Error::from(e)))?;
+                before.claim(&host, identity)?;
+                return Ok(before);
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(state(error)),
+        }
+        let chosen = Self::claim_free(&host, identity)?;
+        let text = serde_json::to_vec(&chosen).map_err(|e| state(io::Error::from(e)))?;
+        let new = path.with_extension("new");
+        fs::write(&new, text).map_err(state)?;
+        fs::rename(&new, &path).map_err(state)?;
+        Ok(chosen)
+    }
+
+    /// Claims both blocks for this identity.
+    fn claim(&self, host: &Netlink, identity: &Identity) -> Result<(), NetworkError> {
+        node::hold(host, identity, self.pods, self.pods.first())?;
+        node::hold(host, identity, self.services, self.services.first())
+    }
+
+    fn claim_free(host: &Netlink, identity: &Identity) -> Result<Self, NetworkError> {
+        // What a start that was cut short left: nothing was recorded, so nothing depends on it.
+        node::release_claims(host, identity)?;
+        let in_use = node::destinations(host)?;
+        let free = |block: &Cidr| !in_use.iter().any(|used| used.overlaps(block));
+        for blocks in Self::candidates() {
+            if !free(&blocks.pods) || !free(&blocks.services) {
+                continue;
+            }
+            match blocks.claim(host, identity) {
+                Ok(()) => return Ok(blocks),
+                Err(NetworkError::Claimed { .. }) => node::release_claims(host, identity)?,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(NetworkError::NoFreeBlocks)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn candidates_start_with_the_usual_ones_and_cover_all_of_ten() {
+        let all: Vec<_> = ClusterBlocks::candidates().collect();
+        assert_eq!(all.len(), 128);
+        assert_eq!(all[0].pods.to_string(), "10.42.0.0/16");
+        assert_eq!(all[0].services.to_string(), "10.43.0.0/16");
+        assert_eq!(all[1].pods.to_string(), "10.44.0.0/16");
+        assert!(all.iter().any(|b| b.pods.to_string() == "10.0.0.0/16"));
+    }
+}

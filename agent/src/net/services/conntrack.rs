@@ -1,0 +1,187 @@
+//! Stale UDP connections.
+//!
+//! The kernel remembers where the packets of a UDP "connection" go for as long as the client keeps
+//! sending, so a client would go on talking to an endpoint that is gone. After UDP endpoints changed, what
+//! the kernel remembers is compared with what is true, and what leads elsewhere is deleted. Numbers are
+//! from `linux/netfilter/nfnetlink_conntrack.h`.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP};
+
+use super::program::{Frontend, Protocol};
+use crate::net::netlink::{Netlink, Request, attributes};
+
+const SUBSYSTEM: u16 = 1 << 8;
+const GET: u16 = SUBSYSTEM | 1;
+const DELETE: u16 = SUBSYSTEM | 2;
+const TUPLE_ORIGINAL: u16 = 1;
+const TUPLE_REPLY: u16 = 2;
+/// `struct nfgenmsg` for IPv4.
+const FAMILY_HEADER: [u8; 4] = [libc::AF_INET as u8, 0, 0, 0];
+
+/// Deletes every UDP connection to a frontend that goes to none of its endpoints; gives their number.
+///
+/// # Errors
+/// When the kernel's list can't be read; one that is gone before it is deleted is no error.
+pub(super) fn delete_stale(udp: &HashMap<Frontend, Vec<SocketAddrV4>>) -> io::Result<usize> {
+    let netlink = Netlink::netfilter()?;
+    let dump = Request {
+        kind: GET,
+        flags: NLM_F_DUMP,
+        payload: FAMILY_HEADER.to_vec(),
+    };
+    let mut stale = Vec::new();
+    netlink.dump_raw(&dump, |payload| {
+        if let Some(connection) = Connection::read(payload)
+            && connection.is_stale(udp)
+        {
+            stale.push(connection.original);
+        }
+    })?;
+    for tuple in &stale {
+        let mut payload = FAMILY_HEADER.to_vec();
+        payload.extend_from_slice(tuple);
+        let delete = Request {
+            kind: DELETE,
+            flags: NLM_F_ACK,
+            payload,
+        };
+        match netlink.apply_one(delete) {
+            Err(error) if error.raw_os_error() != Some(libc::ENOENT) => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(stale.len())
+}
+
+/// A connection, as far as it matters here.
+struct Connection {
+    /// The attribute that names it.
+    original: Vec<u8>,
+    sent_to: SocketAddrV4,
+    answers_from: SocketAddrV4,
+}
+
+impl Connection {
+    /// `None` unless it is one of UDP over IPv4.
+    fn read(payload: &[u8]) -> Option<Self> {
+        let body = payload.get(FAMILY_HEADER.len()..)?;
+        let mut original = None;
+        let mut reply = None;
+        for (kind, value) in attributes(body) {
+            match kind {
+                TUPLE_ORIGINAL => original = Some((Tuple::read(value)?, value)),
+                TUPLE_REPLY => reply = Some(Tuple::read(value)?),
+                _ => {}
+            }
+        }
+        let (first, value) = original?;
+        let mut name = Vec::with_capacity(value.len() + 4);
+        name.extend(((value.len() + 4) as u16).to_ne_bytes());
+        name.extend((TUPLE_ORIGINAL | 0x8000).to_ne_bytes());
+        name.extend_from_slice(value);
+        Some(Self {
+            original: name,
+            sent_to: first.destination,
+            answers_from: reply?.source,
+        })
+    }
+
+    fn is_stale(&self, udp: &HashMap<Frontend, Vec<SocketAddrV4>>) -> bool {
+        let frontend = |address| Frontend {
+            address,
+            protocol: Protocol::Udp,
+            port: self.sent_to.port(),
+        };
+        let by_address = udp.get(&frontend(Some(*self.sent_to.ip())));
+        let redirected = self.answers_from != self.sent_to;
+        match by_address {
+            // One that went nowhere goes somewhere once there are endpoints.
+            Some(endpoints) => {
+                let right = endpoints.contains(&self.answers_from);
+                !right && (redirected || !endpoints.is_empty())
+            }
+            None => udp
+                .get(&frontend(None))
+                .is_some_and(|endpoints| redirected && !endpoints.contains(&self.answers_from)),
+        }
+    }
+}
+
+/// One direction of a connection.
+struct Tuple {
+    source: SocketAddrV4,
+    destination: SocketAddrV4,
+}
+
+impl Tuple {
+    fn read(value: &[u8]) -> Option<Self> {
+        let (mut source, mut destination) = (None, None);
+        let (mut protocol, mut from, mut to) = (None, None, None);
+        for (kind, value) in attributes(value) {
+            for (inner, value) in attributes(value) {
+                match (kind, inner) {
+                    (1, 1) => source = address(value),
+                    (1, 2) => destination = address(value),
+                    (2, 1) => protocol = value.first().copied(),
+                    (2, 2) => from = port(value),
+                    (2, 3) => to = port(value),
+                    _ => {}
+                }
+            }
+        }
+        (protocol == Some(Protocol::Udp.number())).then_some(())?;
+        Some(Self {
+            source: SocketAddrV4::new(source?, from?),
+            destination: SocketAddrV4::new(destination?, to?),
+        })
+    }
+}
+
+fn address(value: &[u8]) -> Option<Ipv4Addr> {
+    value.first_chunk::<4>().map(|octets| (*octets).into())
+}
+
+fn port(value: &[u8]) -> Option<u16> {
+    value.first_chunk().map(|bytes| u16::from_be_bytes(*bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connection(sent_to: &str, answers_from: &str) -> Connection {
+        Connection {
+            original: Vec::new(),
+            sent_to: sent_to.parse().unwrap(),
+            answers_from: answers_from.parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn only_what_leads_elsewhere_is_stale() {
+        let frontend = |address: Option<&str>, port| Frontend {
+            address: address.map(|a| a.parse().unwrap()),
+            protocol: Protocol::Udp,
+            port,
+        };
+        let to = |text: &str| vec![text.parse().unwrap()];
+        let udp = HashMap::from([
+            (frontend(Some("10.43.0.10"), 53), to("10.42.0.5:5353")),
+            (frontend(Some("10.43.0.11"), 53), Vec::new()),
+            (frontend(None, 30053), to("10.42.0.5:5353")),
+        ]);
+        let stale = |to, from| connection(to, from).is_stale(&udp);
+        assert!(!stale("10.43.0.10:53", "10.42.0.5:5353"));
+        assert!(stale("10.43.0.10:53", "10.42.0.6:5353"));
+        assert!(stale("10.43.0.10:53", "10.43.0.10:53"), "was not served");
+        assert!(stale("10.43.0.11:53", "10.42.0.6:5353"));
+        assert!(!stale("10.43.0.11:53", "10.43.0.11:53"));
+        assert!(stale("192.0.2.1:30053", "10.42.0.6:5353"));
+        assert!(!stale("192.0.2.1:30053", "192.0.2.1:30053"), "not ours");
+        assert!(!stale("192.0.2.1:53", "10.42.0.6:5353"), "not ours");
+    }
+}
