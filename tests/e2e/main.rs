@@ -14,6 +14,7 @@ mod wait;
 
 mod client;
 mod crashes;
+mod data_plane;
 mod deployment;
 mod durability;
 mod inspection;
