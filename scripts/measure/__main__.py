@@ -9,6 +9,7 @@ import tempfile
 import podman
 import pull
 import runc
+import services
 import skiff
 import unpack
 from series import Report
@@ -21,15 +22,18 @@ def main():
     options.add_argument("--images", required=True, help="directory with nginx.tar and busybox.tar")
     options.add_argument("--output", default="target/bench.json", help="the JSON file (default: %(default)s)")
     options.add_argument("--runs", type=int, default=5, help="runs of each step (default: %(default)s)")
-    options.add_argument("--only", choices=["skiff", "images", "podman", "runc"], action="append", help="measure just this (repeatable)")
+    options.add_argument("--only", choices=["skiff", "services", "images", "podman", "runc"], action="append", help="measure just this (repeatable)")
     args = options.parse_args()
-    subjects = args.only or ["skiff", "images", "podman", "runc"]
+    subjects = args.only or ["skiff", "services", "images", "podman", "runc"]
 
     report = Report()
     report.header()
     if "skiff" in subjects:
         with tempfile.TemporaryDirectory(prefix="measure-skiff-", dir=os.path.dirname(args.output) or ".") as scratch:
             skiff.measure(report, args.runs, args.images, args.skiff, args.kubectl, os.path.abspath(scratch))
+    if "services" in subjects:
+        with tempfile.TemporaryDirectory(prefix="measure-services-", dir=os.path.dirname(args.output) or ".") as scratch:
+            services.measure(report, args.runs, args.images, args.skiff, args.kubectl, os.path.abspath(scratch))
     if "images" in subjects:
         cache = os.path.abspath(os.path.dirname(args.output) or ".")
         unpack.measure(report, args.runs, args.skiff, cache)
