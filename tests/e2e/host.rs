@@ -20,6 +20,8 @@ pub(crate) fn traces(identity: &Identity) -> Vec<String> {
     if nft_table_exists(identity) {
         found.push(format!("nftables table inet {}", identity.nft_table()));
     }
+    found.extend(claims(identity));
+    found.extend(routes(identity));
     if identity.run_dir().exists() {
         found.push(format!("{}", identity.run_dir().display()));
     }
@@ -113,6 +115,30 @@ fn links(identity: &Identity) -> Vec<String> {
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .filter(|name| name.starts_with(&identity.link_prefix()))
         .collect()
+}
+
+/// Addresses on `lo` that claim blocks.
+fn claims(identity: &Identity) -> Vec<String> {
+    let label = format!("lo:{}", identity.link_prefix());
+    ip(&["-o", "address", "show", "dev", "lo"])
+        .into_iter()
+        .filter(|line| line.contains(&label))
+        .collect()
+}
+
+/// Routes to services and other nodes.
+fn routes(identity: &Identity) -> Vec<String> {
+    let metric = format!("metric {} ", identity.link_group());
+    ip(&["route", "show", "proto", "83"])
+        .into_iter()
+        .filter(|line| format!("{line} ").contains(&metric))
+        .collect()
+}
+
+fn ip(args: &[&str]) -> Vec<String> {
+    let output = Command::new("ip").args(args).output().expect("ip");
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines().map(str::to_owned).collect()
 }
 
 fn nft_table_exists(identity: &Identity) -> bool {

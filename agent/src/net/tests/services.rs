@@ -510,3 +510,56 @@ fn host_ports_lead_to_their_pod_from_everywhere() {
         assert!(is_refused(from_outside()));
     });
 }
+
+#[test]
+fn a_table_that_somebody_removed_comes_back_whole() {
+    on_new_host(async || {
+        let mut node = Served::new(2).await;
+        node.service(cluster_ip());
+        node.service_named(
+            "other",
+            json!({"clusterIP": "10.43.0.8", "ports": [{"port": 80}]}),
+        );
+        let ips = node.ips();
+        node.endpoints("web", &ips[..1]);
+        node.endpoints("other", &ips[..1]);
+        node.sync();
+        let table = node.node.identity().nft_table();
+        let mut removal = nftables::Transaction::on(&table);
+        removal.delete_table();
+        removal.commit().unwrap();
+
+        // The change does not fit what is there: everything is written anew.
+        node.endpoints("web", &ips[1..]);
+        node.sync();
+        let servers: Vec<_> = node.pods.iter().map(|p| p.namespace.serve()).collect();
+        assert_eq!(answered_by(&servers, || dial(VIP, 8080)).0, 1);
+        let other = Ipv4Addr::new(10, 43, 0, 8);
+        assert_eq!(answered_by(&servers, || dial(other, 80)).0, 0);
+    });
+}
+
+#[test]
+fn two_services_with_one_external_address_take_turns() {
+    on_new_host(async || {
+        let mut node = Served::new(2).await;
+        let shared = Ipv4Addr::new(198, 51, 100, 9);
+        let spec =
+            |vip: &str| json!({"clusterIP": vip, "externalIPs": [shared], "ports": [{"port": 80}]});
+        let ips = node.ips();
+        for (index, name) in ["a", "b"].into_iter().enumerate() {
+            node.service_named(name, spec(&format!("10.43.0.{}", 20 + index)));
+            node.endpoints(name, &ips[index..=index]);
+        }
+        node.sync();
+        let servers: Vec<_> = node.pods.iter().map(|p| p.namespace.serve()).collect();
+        let pod = Namespace::new();
+        let attached = node.network.attach("c", &pod.path(), Vec::new()).await;
+        attached.unwrap();
+        let ask = || answered_by(&servers, || pod.run(|| dial(shared, 80))).0;
+        assert_eq!(ask(), 0, "the first has it");
+        node.delete("a");
+        node.sync();
+        assert_eq!(ask(), 1, "then the other");
+    });
+}
