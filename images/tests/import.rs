@@ -5,6 +5,7 @@ mod layer;
 mod layout;
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -382,4 +383,132 @@ async fn the_store_is_an_oci_layout() {
         })
     );
     assert!(Path::exists(&store.root().join("oci-layout")));
+}
+
+#[tokio::test]
+async fn links_of_layers_below_that_lead_nowhere_are_refused() {
+    for target in ["/nowhere", "../../outside", "link", "hello"] {
+        let layout = Layout::new();
+        let base = Layer::new()
+            .dir("./")
+            .file("hello", "")
+            .symlink("link", target)
+            .finish();
+        let upper = Layer::new().file("link/pwned", "").finish();
+        let image = layout.image(&[base, upper.clone()]);
+        let store = layout.store().await;
+        let error = store
+            .import(layout.index(&[(&image, "app:v1")]), &[])
+            .await
+            .unwrap_err()
+            .to_string();
+        for part in ["library/app:v1", &Digest::of(&upper).to_string(), "'link'"] {
+            assert!(error.contains(part), "{target}: {error}");
+        }
+        assert_untouched(&store);
+    }
+}
+
+#[tokio::test]
+async fn more_layers_than_overlayfs_takes_are_refused() {
+    let layout = Layout::new();
+    let layers = vec![hello(); 251];
+    let image = layout.image(&layers);
+    let error = layout
+        .store()
+        .await
+        .import(layout.index(&[(&image, "app:v1")]), &[])
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("251 layers"), "{error}");
+}
+
+#[tokio::test]
+async fn layers_share_one_bound() {
+    let layout = Layout::new();
+    let layer = |name: &str| Layer::new().file(name, &"x".repeat(600)).finish();
+    let image = layout.image(&[layer("a"), layer("b")]);
+    let source = layout.index(&[(&image, "app:v1")]);
+    let limits = skiff_images::Limits {
+        bytes: 1000,
+        entries: 100,
+    };
+    let open = || Store::open_with(layout.dir.path().join("store"), limits);
+    let store = open().await.unwrap();
+    let error = store.import(&source, &[]).await.unwrap_err().to_string();
+    for part in [
+        "library/app:v1",
+        &Digest::of(&layer("b")).to_string(),
+        "'b'",
+        "1000 bytes",
+    ] {
+        assert!(error.contains(part), "{error}");
+    }
+    assert_untouched(&store);
+    // Also when one of them is here already.
+    let first = layout.image(&[layer("a")]);
+    store
+        .import(layout.index(&[(&first, "first:v1")]), &[])
+        .await
+        .unwrap();
+    let error = store
+        .import(layout.index(&[(&image, "app:v1")]), &[])
+        .await
+        .unwrap_err();
+    assert!(matches!(error, Error::TooLarge { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn bombs_are_refused() {
+    let limits = skiff_images::Limits {
+        bytes: 1 << 20,
+        entries: 100,
+    };
+    // What follows the end of an archive is no file, and a global header neither.
+    let mut after_the_end = Layer::new().file("a", "").finish();
+    after_the_end.resize(64 << 20, 0);
+    let header = Layer::new()
+        .bytes("x", &vec![b' '; 64 << 20], |header| {
+            header.set_entry_type(tar::EntryType::XGlobalHeader)
+        })
+        .finish();
+    let mut wide = Layer::new();
+    for number in 0..10 {
+        wide = wide.file(&format!("{number}/{}x", "d/".repeat(40)), "");
+    }
+    for (layer, said) in [
+        (after_the_end, "inflate to more than"),
+        (header, "inflate to more than"),
+        (wide.finish(), "more than the 100 files"),
+    ] {
+        let layout = Layout::new();
+        let gzip_type = "application/vnd.oci.image.layer.v1.tar+gzip";
+        let blob = layout.blob(gzip_type, &gzip(&layer));
+        let image = layout.manifest(&[blob], &[Digest::of(&layer)]);
+        let store = Store::open_with(layout.dir.path().join("store"), limits)
+            .await
+            .unwrap();
+        let error = store
+            .import(layout.index(&[(&image, "app:v1")]), &[])
+            .await
+            .unwrap_err();
+        assert!(error.to_string().contains(said), "{error}");
+        assert_untouched(&store);
+    }
+    // A window that would take two gigabytes of memory.
+    let mut packer = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+    packer.long_distance_matching(true).unwrap();
+    packer.window_log(31).unwrap();
+    packer.write_all(&hello()).unwrap();
+    let packed = packer.finish().unwrap();
+    let layout = Layout::new();
+    let blob = layout.blob("application/vnd.oci.image.layer.v1.tar+zstd", &packed);
+    let image = layout.manifest(&[blob], &[Digest::of(&hello())]);
+    let store = layout.store().await;
+    let error = store
+        .import(layout.index(&[(&image, "app:v1")]), &[])
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("memory"), "{error}");
+    assert_untouched(&store);
 }

@@ -190,6 +190,24 @@ fn directories_without_an_entry() {
 }
 
 #[test]
+fn names_that_are_links_in_a_layer_below() {
+    let upper = Layer::new()
+        .file("lib/new.so", "elf")
+        .file("lib/.wh.libc.so", "")
+        .file("lib/deep/er", "x")
+        .hard_link("lib/twin.so", "lib/new.so")
+        .symlink("lib64", "/lib")
+        .finish();
+    let top = Layer::new()
+        .file("lib64/again.so", "elf")
+        .dir("usr/")
+        .file("was-link/resolv.conf", "x")
+        .finish();
+    let undescribed = ["", "usr/lib", "usr/lib/deep", "usr", "etc"];
+    same_as_umoci(&[base(), upper, top], &undescribed);
+}
+
+#[test]
 fn owners_modes_kinds_and_links() {
     let device = |major, minor| {
         move |header: &mut Header| {

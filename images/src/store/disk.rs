@@ -132,7 +132,7 @@ impl Disk {
         if path.starts_with(self.layers_dir()) {
             path.join("fs").is_dir() && path.join("layer.json").is_file()
         } else if path.starts_with(self.parents_dir()) {
-            path.join("fs").is_dir()
+            path.join("fs").is_dir() || path.join("graft").is_dir()
         } else {
             path.exists()
         }

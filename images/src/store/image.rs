@@ -16,6 +16,9 @@ use crate::{Digest, Error, Reference};
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const DOCKER_MANIFEST_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 
+/// Overlayfs takes 500 directories (`OVL_MAX_STACK`), and a layer may need two.
+const LAYERS_MAX: usize = 250;
+
 /// An image that is complete and unpacked.
 #[derive(Debug)]
 pub struct Image {
@@ -164,6 +167,12 @@ pub(crate) fn parse(
                     )))?;
                 let (layers, diff_ids) =
                     (manifest.layers().len(), config.rootfs().diff_ids().len());
+                if layers > LAYERS_MAX {
+                    return Err(Error::malformed(
+                        image,
+                        format!("it has {layers} layers: overlayfs takes {LAYERS_MAX} of them"),
+                    ));
+                }
                 if layers != diff_ids {
                     return Err(Error::malformed(
                         image,
@@ -289,10 +298,13 @@ fn layer_paths(disk: &Disk, image: &str, parsed: &Parsed) -> Result<Vec<PathBuf>
         // Builders repeat layers (the empty one, mostly), and overlayfs refuses to. What the
         // upper one has hides all of the lower one.
         paths.retain(|path| *path != layer);
-        paths.push(layer);
-        if step.needs_parents {
-            paths.push(disk.parents_path(step.chain_id).join("fs"));
+        if !step.needs_parents {
+            paths.push(layer);
+            continue;
         }
+        let made = parents::find(disk, step.chain_id);
+        let made = made.ok_or_else(|| missing(image, &disk.parents_path(step.chain_id)))?;
+        made.put_on(layer, &mut paths);
     }
     match paths.iter().find(|path| !path.is_dir()) {
         Some(path) => Err(missing(image, path)),

@@ -297,10 +297,14 @@ impl Ingest {
             .unwrap_or_else(PoisonError::into_inner);
         let mut moves: Vec<(PathBuf, PathBuf)> = Vec::new();
         for (named, parsed) in images {
-            match self
-                .check_size(named, &parsed.diff_ids()?)
-                .and_then(|()| parents::stage(&self.disk, &self, &parsed.diff_ids()?))
-            {
+            match self.check_size(named, &parsed.diff_ids()?).and_then(|()| {
+                parents::stage(
+                    &self.disk,
+                    &self,
+                    &named.reference.to_string(),
+                    &parsed.diff_ids()?,
+                )
+            }) {
                 Ok(parents) => moves.extend(parents),
                 Err(_) if self.lost() => return Ok(Commit::Raced),
                 Err(error) => return Err(error),

@@ -5,6 +5,7 @@
 //! <root>/layers/<diff id>/fs                          each layer unpacked once, for overlayfs
 //! <root>/layers/<diff id>/layer.json                  what was found while unpacking
 //! <root>/parents/<chain id>/fs                        directories' metadata (see `parents`)
+//! <root>/parents/<chain id>/graft                     in place of a layer (see `graft`)
 //! <root>/leases/<holder>                              images in use, by the digest of their manifest
 //! <root>/ingest/<random>/                             what is not finished, locked by who makes it
 //! <root>/turns/<manifest>                             locked by who fetches that image
@@ -19,6 +20,7 @@
 //! [`Store`] is asynchronous: its work happens on tokio's blocking threads, in [`disk::Disk`].
 
 pub(crate) mod disk;
+mod graft;
 pub(crate) mod image;
 pub(crate) mod index;
 pub(crate) mod ingest;

@@ -7,15 +7,17 @@
 //! metadata that they have below. It is named by the chain id, which stands for a layer and all
 //! below it (image-spec, config.md).
 
+use std::collections::BTreeSet;
 use std::fs::{self, Metadata};
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use nix::sys::stat::{UtimensatFlags, utimensat};
 use nix::sys::time::TimeSpec;
 
 use super::disk::Disk;
+use super::graft;
 use super::ingest::Ingest;
 use crate::unpack::Unpacked;
 use crate::{Digest, Error};
@@ -70,10 +72,46 @@ pub(super) fn steps(
     Ok(steps)
 }
 
+/// What is made of a layer for its place in an image.
+pub(super) enum Made {
+    /// Directories on top of it.
+    Parents(PathBuf),
+    /// Another one in its place (see `graft`).
+    Graft(PathBuf),
+}
+
+/// What was made for a chain of layers, if it is complete.
+pub(super) fn find(disk: &Disk, chain_id: Digest) -> Option<Made> {
+    let path = disk.parents_path(chain_id);
+    [
+        Made::Parents(path.join("fs")),
+        Made::Graft(path.join("graft")),
+    ]
+    .into_iter()
+    .find(|made| made.path().is_dir())
+}
+
+impl Made {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Parents(path) | Self::Graft(path) => path,
+        }
+    }
+
+    /// Adds the layer with what was made of it to the directories below.
+    pub(super) fn put_on(self, layer: PathBuf, below: &mut Vec<PathBuf>) {
+        match self {
+            Self::Parents(parents) => below.extend([layer, parents]),
+            Self::Graft(graft) => below.push(graft),
+        }
+    }
+}
+
 /// Makes what an image's layers need. Gives pairs of staged and final paths.
 pub(super) fn stage(
     disk: &Disk,
     ingest: &Ingest,
+    image: &str,
     diff_ids: &[Digest],
 ) -> Result<Vec<(PathBuf, PathBuf)>, Error> {
     let mut moves = Vec::new();
@@ -89,33 +127,58 @@ pub(super) fn stage(
         if root.is_none() || !step.unpacked.bare_root {
             root = Some(layer.clone());
         }
-        let mut parents = None;
-        if step.needs_parents {
-            let staged = ingest.parents_directory(step.chain_id);
-            let fs = staged.join("fs");
-            // Another of the images, or the same by another name, may have made it.
-            if !staged.exists() {
-                let root = root.as_deref().unwrap_or(&layer);
-                fs::create_dir_all(&fs)
-                    .and_then(|()| copy_all(&below, &layer, &step.unpacked.implied, &fs))
-                    .and_then(|()| copy_metadata(root, &fs))
-                    .map_err(Error::io(format!("make {}", fs.display())))?;
-                moves.push((staged, disk.parents_path(step.chain_id)));
-            }
-            parents = Some(fs);
+        if !step.needs_parents {
+            below.push(layer);
+            continue;
         }
-        below.push(layer);
-        below.extend(parents);
+        let staged = ingest.parents_directory(step.chain_id);
+        let moved =
+            graft::moved(&below, &step.unpacked.implied).map_err(|source| Error::Layer {
+                image: image.to_owned(),
+                layer: step.diff_id,
+                source,
+            })?;
+        let made = match moved.is_empty() {
+            true => Made::Parents(staged.join("fs")),
+            false => Made::Graft(staged.join("graft")),
+        };
+        // Another of the images, or the same by another name, may have made it.
+        if !staged.exists() {
+            let root = root.as_deref().unwrap_or(&layer);
+            let implied = &step.unpacked.implied;
+            fs::create_dir_all(made.path())
+                .and_then(|()| match &made {
+                    Made::Parents(to) => copy_all(&below, &layer, implied, to),
+                    Made::Graft(to) => {
+                        let undescribed = graft::copy(&layer, &moved, implied, to)?;
+                        describe(&below, &undescribed, to)
+                    }
+                })
+                .and_then(|()| copy_metadata(root, made.path()))
+                .map_err(Error::io(format!("make {}", made.path().display())))?;
+            moves.push((staged, disk.parents_path(step.chain_id)));
+        }
+        made.put_on(layer, &mut below);
     }
     Ok(moves)
+}
+
+/// Makes directories look as they do below.
+fn describe(below: &[PathBuf], paths: &BTreeSet<PathBuf>, to: &Path) -> io::Result<()> {
+    for path in paths.iter().rev() {
+        if let Visible::Directory(source) = visible(below, path)? {
+            copy_metadata(&source, &to.join(path))?;
+        }
+    }
+    Ok(())
 }
 
 fn copy_all(below: &[PathBuf], layer: &Path, implied: &[PathBuf], to: &Path) -> io::Result<()> {
     let mut made = Vec::new();
     for path in implied {
         let source = match visible(below, path)? {
-            Some(directory) => directory,
-            None => layer.join(path),
+            Visible::Directory(directory) => directory,
+            _ => layer.join(path),
         };
         let target = to.join(path);
         make_with_parents(to, layer, path, &mut made)?;
@@ -149,8 +212,17 @@ fn make_with_parents(
     Ok(())
 }
 
-/// The topmost directory of that name, unless something above hides it.
-fn visible(below: &[PathBuf], path: &Path) -> io::Result<Option<PathBuf>> {
+/// What layers show under a name.
+pub(super) enum Visible {
+    /// The topmost of them.
+    Directory(PathBuf),
+    Link(PathBuf),
+    /// A file, or what has a file on its way.
+    Other,
+    Nothing,
+}
+
+pub(super) fn visible(below: &[PathBuf], path: &Path) -> io::Result<Visible> {
     'layers: for layer in below.iter().rev() {
         let mut at = layer.clone();
         let mut opaque = false;
@@ -158,25 +230,31 @@ fn visible(below: &[PathBuf], path: &Path) -> io::Result<Option<PathBuf>> {
             at.push(component);
             match fs::symlink_metadata(&at) {
                 Ok(metadata) if metadata.is_dir() => opaque |= is_opaque(&at)?,
-                // A file, a link or a whiteout: nothing below shows through.
-                Ok(_) => return Ok(None),
+                Ok(metadata) if metadata.is_symlink() && at == layer.join(path) => {
+                    return Ok(Visible::Link(fs::read_link(&at)?));
+                }
+                // A whiteout: nothing below shows through.
+                Ok(metadata) if metadata.file_type().is_char_device() && metadata.rdev() == 0 => {
+                    return Ok(Visible::Nothing);
+                }
+                Ok(_) => return Ok(Visible::Other),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => match opaque {
-                    true => return Ok(None),
+                    true => return Ok(Visible::Nothing),
                     false => continue 'layers,
                 },
                 Err(error) => return Err(error),
             }
         }
-        return Ok(Some(at));
+        return Ok(Visible::Directory(at));
     }
-    Ok(None)
+    Ok(Visible::Nothing)
 }
 
-fn is_opaque(directory: &Path) -> io::Result<bool> {
+pub(super) fn is_opaque(directory: &Path) -> io::Result<bool> {
     Ok(xattr::get(directory, "trusted.overlay.opaque")?.is_some_and(|value| value == b"y"))
 }
 
-fn copy_metadata(from: &Path, to: &Path) -> io::Result<()> {
+pub(super) fn copy_metadata(from: &Path, to: &Path) -> io::Result<()> {
     let metadata: Metadata = fs::symlink_metadata(from)?;
     chown(to, Some(metadata.uid()), Some(metadata.gid()))?;
     fs::set_permissions(to, PermissionsExt::from_mode(metadata.mode() & 0o7777))?;
