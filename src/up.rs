@@ -20,6 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
 use crate::data_dir::{self, DataDir};
+use crate::image::LimitArgs;
 use crate::preflight;
 
 pub const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
@@ -52,6 +53,8 @@ pub struct UpArgs {
     /// Names the servers that resolve what is not the cluster's
     #[arg(long, value_name = "FILE", default_value = HOST_FILE)]
     resolv_conf: PathBuf,
+    #[command(flatten)]
+    limits: LimitArgs,
 }
 
 /// Serves until SIGTERM or SIGINT; containers run on when it ends.
@@ -161,7 +164,7 @@ async fn agent_config(
     let pki = &control_plane.pki;
     let issued = pki.issue_node(&node_name, &[node_name.clone(), address.to_string()])?;
     let (chain, key) = issued.serving.der()?;
-    let images = Store::open(identity.images_dir()).await?;
+    let images = Store::open_with(identity.images_dir(), args.limits.limits()).await?;
     let puller: Arc<dyn Puller> = if args.offline {
         Arc::new(Offline)
     } else {

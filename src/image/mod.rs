@@ -2,6 +2,7 @@
 //!
 //! The commands open the node's store themselves; its locks let the agent use it meanwhile.
 
+mod limits;
 mod pack;
 mod progress;
 mod pull;
@@ -12,11 +13,21 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
+pub use limits::LimitArgs;
 use skiff_agent::identity::Identity;
 use skiff_images::{Prune, Reference, Removal, Removed, Store};
 
 #[derive(Debug, Args)]
 pub struct ImageArgs {
+    #[command(flatten)]
+    store: StoreArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Where the images are, and what is let in.
+#[derive(Debug, Args)]
+struct StoreArgs {
     /// The data directory of the node
     #[arg(
         long,
@@ -25,8 +36,8 @@ pub struct ImageArgs {
         default_value = "/var/lib/skiff"
     )]
     data_dir: PathBuf,
-    #[command(subcommand)]
-    command: Command,
+    #[command(flatten)]
+    limits: LimitArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -76,35 +87,36 @@ enum Command {
 }
 
 pub async fn run(args: ImageArgs) -> anyhow::Result<()> {
-    let data_dir = &args.data_dir;
+    let at = &args.store;
     match args.command {
         Command::Import { path, names } => {
-            let store = open(data_dir).await?;
+            let store = open(at).await?;
             for image in store.import(absolute(&path)?, &names).await? {
                 for reference in &image.references {
                     println!("{reference} {}", image.id);
                 }
             }
         }
-        Command::List(list) => show::list(&open(data_dir).await?, list).await?,
-        Command::Rm { images, force } => remove(&open(data_dir).await?, &images, force).await?,
-        Command::Prune { all } => prune(&open(data_dir).await?, all).await?,
-        Command::Inspect { name } => show::inspect(&open(data_dir).await?, &name).await?,
-        Command::Pack(pack) => pack::run(data_dir, pack).await?,
+        Command::List(list) => show::list(&open(at).await?, list).await?,
+        Command::Rm { images, force } => remove(&open(at).await?, &images, force).await?,
+        Command::Prune { all } => prune(&open(at).await?, all).await?,
+        Command::Inspect { name } => show::inspect(&open(at).await?, &name).await?,
+        Command::Pack(pack) => pack::run(at, pack).await?,
         Command::Export { references, output } => {
-            open(data_dir).await?.export(&references, output).await?;
+            open(at).await?.export(&references, output).await?;
         }
-        Command::Pull(args) => pull::run(open(data_dir).await?, data_dir, args).await?,
+        Command::Pull(args) => pull::run(open(at).await?, &at.data_dir, args).await?,
     }
     Ok(())
 }
 
-async fn open(data_dir: &Path) -> anyhow::Result<Store> {
+async fn open(at: &StoreArgs) -> anyhow::Result<Store> {
+    let data_dir = &at.data_dir;
     fs::create_dir_all(data_dir)
         .with_context(|| format!("cannot make the data directory {}", data_dir.display()))?;
     let identity = Identity::of(data_dir)
         .with_context(|| format!("cannot use the data directory {}", data_dir.display()))?;
-    Ok(Store::open(identity.images_dir()).await?)
+    Ok(Store::open_with(identity.images_dir(), at.limits.limits()).await?)
 }
 
 fn absolute(path: &Path) -> anyhow::Result<PathBuf> {

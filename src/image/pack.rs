@@ -1,7 +1,7 @@
 //! `skiff image pack`: a directory becomes an image.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
@@ -58,7 +58,7 @@ enum LayerCompression {
     Zstd,
 }
 
-pub(super) async fn run(data_dir: &Path, args: PackArgs) -> anyhow::Result<()> {
+pub(super) async fn run(at: &super::StoreArgs, args: PackArgs) -> anyhow::Result<()> {
     let options = PackOptions {
         references: args.tags.clone(),
         entrypoint: words("entrypoint", args.entrypoint)?,
@@ -83,7 +83,7 @@ pub(super) async fn run(data_dir: &Path, args: PackArgs) -> anyhow::Result<()> {
     }
     let rootfs = args.rootfs;
     let Some(output) = args.output else {
-        let store = super::open(data_dir).await?;
+        let store = super::open(at).await?;
         let scratch = tempfile::tempdir().context("cannot make a temporary directory")?;
         let archive = scratch.path().join("image.tar");
         pack(rootfs, options, archive.clone()).await?;
