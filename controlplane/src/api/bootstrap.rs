@@ -8,20 +8,24 @@ use http::HeaderMap;
 use serde_json::{Value, json};
 
 use super::Api;
-use super::call::Call;
+use super::call::{Call, object_of};
 use super::object::Object;
 use super::path::ResourcePath;
 use super::query::Query;
 use super::status::ApiError;
+use super::update::{Proposal, Surface};
 use crate::auth::UserInfo;
+use crate::cache::Scope;
+use crate::resources::object::text;
+use crate::resources::services::has_cluster_address;
 
 /// The namespaces that every cluster has.
 pub(crate) const NAMESPACES: [&str; 4] =
     ["default", "kube-system", "kube-public", "kube-node-lease"];
 
 impl Api {
-    /// Creates the system's namespaces with their service accounts, and `objects`, where they are missing. From then on the
-    /// server says that it is ready.
+    /// Creates the system's namespaces with their service accounts, and `objects`, where they
+    /// are missing. From then on the server says that it is ready.
     ///
     /// # Errors
     /// When one can't be created.
@@ -43,7 +47,34 @@ impl Api {
         });
         try_join_all(accounts.into_iter().map(|object| self.ensure(object))).await?;
         try_join_all(objects.into_iter().map(|object| self.ensure(object))).await?;
+        self.complete_services().await?;
         self.bootstrapped.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Gives stored Services what they should have and do not: those of a data directory from
+    /// before there were addresses.
+    async fn complete_services(&self) -> Result<(), ApiError> {
+        let shelf = self.cache.shelf("core/services");
+        for entry in shelf.all(&Scope::everything()) {
+            let service = object_of(&entry)?;
+            if !has_cluster_address(&service) || !text(&service, "spec.clusterIP").is_empty() {
+                continue;
+            }
+            let mut call = self.own_call(&service)?;
+            call.name = service.name().to_string();
+            let again = |current: &Value| {
+                Ok(Proposal {
+                    object: current.clone(),
+                    managed: true,
+                })
+            };
+            // One that is not right any more is no reason to keep the others waiting.
+            if let Err(error) = self.write(&call, Surface::Object, again).await {
+                let (namespace, name) = (service.namespace(), service.name());
+                tracing::warn!(namespace, name, %error, "a stored Service gets no address");
+            }
+        }
         Ok(())
     }
 

@@ -8,6 +8,8 @@ use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
+use skiff_controlplane::store::sqlite::SqliteStore;
+use skiff_controlplane::store::{Change, Expect, Key, Observer, Op, Store};
 use skiff_controlplane::{Config, ControlPlane};
 
 use crate::cluster::{Cluster, wait_for};
@@ -489,4 +491,33 @@ async fn a_client_that_hangs_up_leaves_no_address_taken_twice() {
         )
     );
     cluster.stop().await;
+}
+
+#[tokio::test]
+async fn services_from_before_there_were_addresses_get_theirs() {
+    struct Nobody;
+    impl Observer for Nobody {
+        fn committed(&mut self, _: Vec<Change>) {}
+    }
+    let data = tempfile::tempdir().unwrap();
+    std::fs::create_dir(data.path().join("server")).unwrap();
+    let (store, _) = SqliteStore::open(&data.path().join("server/store.db")).unwrap();
+    let store = store.serve(Nobody).unwrap();
+    let old = json!({"apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": "web", "namespace": "default", "uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z"},
+        "spec": {"type": "NodePort", "ports": [{"port": 80, "protocol": "TCP", "targetPort": 80}]}});
+    let key = Key::new("", "services", "default", "web");
+    let value = Op::Put(old.to_string().into());
+    store.commit(key, Expect::Absent, value).await.unwrap();
+    store.close().await;
+
+    let running = ControlPlane::start(Config::new(data.path(), None))
+        .await
+        .unwrap();
+    let services: Api<Service> = Api::namespaced(running.client.clone(), "default");
+    let spec = services.get("web").await.unwrap().spec.unwrap();
+    assert!(spec.cluster_ip.unwrap().starts_with("10.43."));
+    assert!(spec.ports.unwrap()[0].node_port.is_some());
+    assert_eq!(spec.ip_families.unwrap(), ["IPv4"]);
+    running.shutdown().await;
 }
