@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures::TryStreamExt;
 use registry::certificates::Authority;
+use registry::proxy::Proxy;
 use registry::{Auth, Fault, FaultyRegistry};
 use skiff_images::registry::{
     Blob, MANIFEST_LIMIT, Registries, RegistryConfig, RegistryError, Repository, RetryPolicy,
@@ -857,6 +858,32 @@ async fn a_registry_elsewhere_is_not_asked_without_tls() {
         "{error}"
     );
     assert!(registry.seen("/").is_empty());
+}
+
+#[tokio::test]
+async fn tls_passes_through_a_proxy() {
+    let authority = Authority::new();
+    let registry = tls_registry(&authority, false).await;
+    let proxy = Proxy::start("proxy-authorization: Basic bWU6d29yZA==").await;
+    for (account, expected) in [("me:word@", Ok(())), ("me:wrong@", Err(()))] {
+        let text = format!(
+            "ca = \"ca.pem\"\nproxy = \"http://{account}{}\"",
+            proxy.address
+        );
+        let (_dir, config) = hosts_of(&registry, &text, &[("ca.pem", &authority.pem())]);
+        let fetched = fetched(&registry, config).await;
+        assert_eq!(fetched.as_ref().map(|_| ()).map_err(|_| ()), expected);
+        if let Err(error) = fetched {
+            let text = error.to_string();
+            let expected = "proxyconnect 127.0.0.1: tunnel error: proxy authorization required";
+            assert!(text.ends_with(expected), "{text}");
+            assert!(!text.contains("wrong"), "{text}");
+        }
+    }
+    let connect = format!("CONNECT {} HTTP/1.1", registry.host());
+    assert!(proxy.heads()[0].starts_with(&connect));
+    // Nothing but the proxy's own account is said where others can read it.
+    assert!(!proxy.heads()[0].contains("manifests"));
 }
 
 #[tokio::test]

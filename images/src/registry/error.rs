@@ -34,62 +34,85 @@ impl HostsError {
 /// the other servers that stand for the registry said. Never holds a secret: URLs are shown
 /// without their queries, headers not at all.
 #[derive(Debug)]
-pub struct RegistryError {
-    pub(super) operation: Operation,
-    pub(super) failure: Failure,
+pub struct RegistryError(Box<Details>);
+
+#[derive(Debug)]
+struct Details {
+    operation: Operation,
+    failure: Failure,
     /// Whether the server that has the last word may change its mind.
-    pub(super) transient: bool,
+    transient: bool,
     /// Server and failure of the others that were asked.
-    pub(super) others: Vec<(String, String)>,
+    others: Vec<(String, Failure)>,
 }
 
 impl RegistryError {
     pub(super) fn new(operation: Operation, failure: Failure) -> Self {
-        Self {
+        Self(Box::new(Details {
             operation,
             transient: failure.is_transient(),
             failure,
             others: Vec::new(),
+        }))
+    }
+
+    /// What came of asking several servers, in their order: the failure that tells most, followed
+    /// by the others. If the last server said a clear no, that is it; else how far a request got
+    /// counts. Without any, nobody was asked.
+    pub(super) fn of_servers(operation: Operation, mut failures: Vec<(String, Failure)>) -> Self {
+        let Some((_, last)) = failures.last() else {
+            return Self::new(operation, Failure::NoHosts("there are none"));
+        };
+        let transient = last.is_transient();
+        let mut best = if transient { 0 } else { failures.len() - 1 };
+        for (index, (_, failure)) in failures.iter().enumerate() {
+            if transient && failure.rank() > failures[best].1.rank() {
+                best = index;
+            }
         }
+        let (_, failure) = failures.remove(best);
+        Self(Box::new(Details {
+            operation,
+            failure,
+            transient,
+            others: failures,
+        }))
     }
 
     /// Whether the same request may succeed later: the network, an overloaded registry. Not so if
     /// the registry said a clear no.
     pub fn is_transient(&self) -> bool {
-        self.transient
+        self.0.transient
     }
 
     /// The registry has no such repository, tag or digest, as far as it tells us.
     pub fn is_not_found(&self) -> bool {
-        matches!(self.failure, Failure::NotFound { .. })
+        matches!(self.0.failure, Failure::NotFound { .. })
     }
 
     /// The registry wants other credentials, or any.
     pub fn is_denied(&self) -> bool {
-        matches!(self.failure, Failure::Denied { .. })
+        matches!(self.0.failure, Failure::Denied { .. })
     }
 
     /// How long the registry asked to be left alone.
     pub fn retry_after(&self) -> Option<Duration> {
-        self.failure.retry_after()
+        self.0.failure.retry_after()
     }
 }
 
 impl fmt::Display for RegistryError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.operation, self.failure)?;
-        for (server, failure) in &self.others {
+        write!(f, "{}: {}", self.0.operation, self.0.failure)?;
+        for (server, failure) in &self.0.others {
             write!(f, "; {server}: {failure}")?;
         }
         Ok(())
     }
 }
 
-impl std::error::Error for RegistryError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&self.failure)
-    }
-}
+/// The whole story is in its own text, so there is no source to add to it.
+impl std::error::Error for RegistryError {}
 
 /// What was being done.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -227,7 +250,7 @@ impl Failure {
 
     /// Which of several servers' failures tells most: the furthest that a request got, as
     /// containerd ranks them.
-    pub(super) fn rank(&self) -> u8 {
+    fn rank(&self) -> u8 {
         match self {
             Self::Request { .. } | Self::NoAnswer { .. } => 1,
             Self::NotFound { .. } => 2,

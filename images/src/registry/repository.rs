@@ -213,7 +213,10 @@ impl Repository {
             Ok(found) => Ok(found),
             Err(failure) => {
                 failures.push((last.server(), failure));
-                Err(combine(wanted.operation.clone(), failures))
+                Err(RegistryError::of_servers(
+                    wanted.operation.clone(),
+                    failures,
+                ))
             }
         }
     }
@@ -344,29 +347,6 @@ fn log_next(server: &str, failure: &Failure) {
     match failure {
         Failure::NotFound { .. } => tracing::debug!(server, %failure, "asking the next server"),
         _ => tracing::info!(server, %failure, "a mirror failed: asking the next server"),
-    }
-}
-
-/// The failure that tells most, followed by the others. If the last server said a clear no, that
-/// is it; else how far a request got counts.
-fn combine(operation: Operation, mut failures: Vec<(String, Failure)>) -> RegistryError {
-    let last = failures.len().saturating_sub(1);
-    let transient = failures.last().is_some_and(|(_, last)| last.is_transient());
-    let mut best = if transient { 0 } else { last };
-    for (index, (_, failure)) in failures.iter().enumerate() {
-        if transient && failure.rank() > failures[best].1.rank() {
-            best = index;
-        }
-    }
-    let (_, failure) = failures.remove(best);
-    RegistryError {
-        operation,
-        failure,
-        transient,
-        others: failures
-            .into_iter()
-            .map(|(server, failure)| (server, failure.to_string()))
-            .collect(),
     }
 }
 

@@ -9,6 +9,7 @@
 mod answer;
 pub(crate) mod certificates;
 pub(crate) mod debian;
+pub(crate) mod proxy;
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
