@@ -1,14 +1,17 @@
 //! RBAC's objects, as the authorizer reads them: from the watch cache, on each request.
 
+use k8s_openapi::api::core::v1::Pod;
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::Api;
 use super::call::object_of;
 use super::status::ApiError;
-use crate::auth::authorize::{Attributes, Binding, Policy, PolicyRule, RoleRef, Subject};
+use crate::auth::authorize::{Attributes, Binding, Policy, PolicyRule, RoleRef, Subject, Used};
+use crate::auth::references;
 use crate::auth::{UNAUTHENTICATED, UserInfo, authorize};
 use crate::cache::{Cache, Scope, Selector};
+use crate::resources::pods;
 use crate::store::Key;
 
 const GROUP: &str = "rbac.authorization.k8s.io";
@@ -117,6 +120,17 @@ impl Policy for Cache {
     fn role(&self, namespace: &str, name: &str) -> Option<Vec<PolicyRule>> {
         let role = role(self, &Key::new(GROUP, "roles", namespace, name))?;
         Some(role.rules.unwrap_or_default())
+    }
+
+    fn node_uses(&self, node: &str, namespace: &str, object: Used<'_>) -> bool {
+        let pods = self.shelf("core/pods").all(&Scope::namespace(namespace));
+        pods.iter()
+            .filter(|entry| entry.field(pods::NODE_NAME) == node)
+            .any(|entry| match object {
+                Used::Pod(name) => entry.name() == name,
+                object => serde_json::from_slice(&entry.bytes)
+                    .is_ok_and(|pod: Pod| references::uses(&pod, object)),
+            })
     }
 }
 

@@ -50,6 +50,7 @@ impl Api {
                 subresource: text("resourceAttributes.subresource"),
                 namespace: text("resourceAttributes.namespace"),
                 name: text("resourceAttributes.name"),
+                field_selector: text("resourceAttributes.fieldSelector.rawSelector"),
                 path: None,
             },
             (None, Some(_)) => Attributes {

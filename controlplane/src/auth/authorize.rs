@@ -21,6 +21,8 @@ pub struct Attributes<'a> {
     pub namespace: &'a str,
     /// Empty for a collection.
     pub name: &'a str,
+    /// What a list or a watch is narrowed to, as the query has it.
+    pub field_selector: &'a str,
     /// The path of a request that names no resource (`/healthz`); else `None`.
     pub path: Option<&'a str>,
 }
@@ -73,12 +75,26 @@ pub trait Policy {
     fn cluster_role(&self, name: &str) -> Option<Vec<PolicyRule>>;
     /// The rules of a namespace's Role.
     fn role(&self, namespace: &str, name: &str) -> Option<Vec<PolicyRule>>;
+    /// Whether a pod that is bound to the node uses the object.
+    fn node_uses(&self, node: &str, namespace: &str, object: Used<'_>) -> bool;
+}
+
+/// What a pod can depend on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Used<'a> {
+    Secret(&'a str),
+    ConfigMap(&'a str),
+    ServiceAccount(&'a str),
+    /// The pod itself.
+    Pod(&'a str),
 }
 
 /// Whether the user may do it.
 pub fn is_allowed(user: &UserInfo, attributes: &Attributes<'_>, policy: &dyn Policy) -> bool {
     user.is_in(MASTERS)
-        || user.node().is_some_and(|node| node_may(node, attributes))
+        || user
+            .node()
+            .is_some_and(|node| node_may(node, attributes, policy))
         || rules_for(user, attributes.namespace, policy)
             .iter()
             .any(|rule| rule.allows(attributes))
@@ -171,21 +187,33 @@ fn url_covers(rule: &str, path: &str) -> bool {
     }
 }
 
-/// What a node's agent may do, whatever RBAC says. Whose objects those are is narrowed by
-/// the NodeRestriction admission step.
-fn node_may(node: &str, request: &Attributes<'_>) -> bool {
+/// What a node's agent may do, whatever RBAC says: Kubernetes' node authorizer. Of secrets, config
+/// maps, service accounts and pods it reads those that its own pods use. Whose objects it writes is
+/// narrowed by the NodeRestriction admission step.
+fn node_may(node: &str, request: &Attributes<'_>, policy: &dyn Policy) -> bool {
     if request.path.is_some() {
         return request.verb == "get";
     }
     let reads = matches!(request.verb, "get" | "list" | "watch");
     let writes = matches!(request.verb, "create" | "update" | "patch" | "delete");
+    let uses = |object| {
+        let is_get = request.verb == "get" && !request.name.is_empty();
+        is_get && policy.node_uses(node, request.namespace, object)
+    };
     match (request.group, request.resource, request.subresource) {
         ("", "nodes", "") => reads || request.verb == "create" || (writes && request.name == node),
         ("", "nodes", "status") => request.verb != "delete" && request.name == node,
-        ("", "pods", "") => reads || matches!(request.verb, "create" | "delete"),
+        ("", "pods", "") => match request.verb {
+            "get" => uses(Used::Pod(request.name)),
+            "list" | "watch" => request.field_selector == format!("spec.nodeName={node}"),
+            verb => matches!(verb, "create" | "delete"),
+        },
         ("", "pods", "status") => matches!(request.verb, "get" | "update" | "patch"),
         ("", "pods", "eviction") => request.verb == "create",
-        ("", "configmaps" | "secrets" | "services" | "serviceaccounts", "") => reads,
+        ("", "secrets", "") => uses(Used::Secret(request.name)),
+        ("", "configmaps", "") => uses(Used::ConfigMap(request.name)),
+        ("", "serviceaccounts", "") => uses(Used::ServiceAccount(request.name)),
+        ("", "services", "") => reads,
         ("", "serviceaccounts", "token") => request.verb == "create",
         ("discovery.k8s.io", "endpointslices", "") => reads,
         ("" | "events.k8s.io", "events", "") => {
@@ -250,6 +278,10 @@ mod tests {
 
         fn role(&self, _namespace: &str, name: &str) -> Option<Vec<PolicyRule>> {
             (name == "reader").then(|| vec![rule(&["get", "list"], &[""], &["pods"])])
+        }
+
+        fn node_uses(&self, node: &str, namespace: &str, object: Used<'_>) -> bool {
+            (node, namespace, object) == ("a", "dev", Used::Secret("mine"))
         }
     }
 
@@ -330,6 +362,28 @@ mod tests {
         assert!(is_allowed(&ops, &path("/metrics"), &Fixed));
         assert!(is_allowed(&ops, &path("/debug/pprof"), &Fixed));
         assert!(!is_allowed(&ops, &path("/metrics/more"), &Fixed));
+    }
+
+    #[test]
+    fn a_node_reads_what_its_pods_use() {
+        let agent = |name: &str| user(&format!("system:node:{name}"), &[super::super::NODES]);
+        let read = |verb, resource, name, field_selector| Attributes {
+            verb,
+            resource,
+            name,
+            field_selector,
+            namespace: "dev",
+            ..Attributes::default()
+        };
+        let may = |node: &str, wanted: &Attributes<'_>| is_allowed(&agent(node), wanted, &Fixed);
+        assert!(may("a", &read("get", "secrets", "mine", "")));
+        assert!(!may("b", &read("get", "secrets", "mine", "")));
+        assert!(!may("a", &read("get", "secrets", "other", "")));
+        assert!(!may("a", &read("list", "secrets", "", "")));
+        assert!(!may("a", &read("watch", "secrets", "mine", "")));
+        assert!(may("a", &read("watch", "pods", "", "spec.nodeName=a")));
+        assert!(!may("a", &read("watch", "pods", "", "spec.nodeName=b")));
+        assert!(!may("a", &read("list", "pods", "", "")));
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod bootstrap;
 pub mod bootstrap_tokens;
 pub mod kubeconfig;
 pub mod pki;
+pub mod references;
 pub mod signing;
 pub mod tokens;
 

@@ -19,7 +19,7 @@ mod nodes;
 pub(crate) mod object;
 mod pod_disruption_budgets;
 mod pod_spec;
-mod pods;
+pub(crate) mod pods;
 mod print;
 pub mod quantity;
 mod rbac;

@@ -42,6 +42,9 @@ const COLUMNS: &[Column] = &[
     ),
 ];
 
+/// The place of `spec.nodeName` among the selectable fields.
+pub(crate) const NODE_NAME: usize = 0;
+
 const SELECTABLE: &[SelectableField] = &[
     SelectableField::text("spec.nodeName"),
     SelectableField::text("spec.restartPolicy"),
