@@ -90,7 +90,7 @@ impl Api {
     }
 
     /// A request of the control plane itself about an object of a served kind.
-    fn own_call(&self, object: &Value) -> Result<Call, ApiError> {
+    pub(super) fn own_call(&self, object: &Value) -> Result<Call, ApiError> {
         let text = |field: &str| {
             object
                 .get(field)

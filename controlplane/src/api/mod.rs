@@ -19,6 +19,7 @@ mod create;
 mod decode;
 mod delete;
 pub mod discovery;
+mod eviction;
 mod impersonate;
 pub mod names;
 pub mod negotiate;
@@ -152,7 +153,7 @@ impl Api {
         };
         let verb = Verb::of(&parts.method, &resource_path, &query)?;
         let upgrade = parts.extensions.remove::<OnUpgrade>();
-        self.authorize(&user, &attributes(verb, &resource_path))?;
+        self.authorize(&user, &attributes(verb, &resource_path, &query))?;
         let (resource, stored) = self.find(&resource_path)?;
         let call = Call::new(user, resource, stored, resource_path, query, parts.headers)?;
         if let Some(response) = self.connect_to_node(verb, &call, upgrade).await {
@@ -315,7 +316,7 @@ impl Verb {
     }
 }
 
-fn attributes(verb: Verb, path: &ResourcePath) -> Attributes<'_> {
+fn attributes<'a>(verb: Verb, path: &'a ResourcePath, query: &'a Query) -> Attributes<'a> {
     let name = path.name.as_deref().unwrap_or_default();
     // A namespace counts as being inside itself.
     let namespace = match &path.namespace {
@@ -334,6 +335,7 @@ fn attributes(verb: Verb, path: &ResourcePath) -> Attributes<'_> {
         subresource,
         namespace,
         name,
+        field_selector: query.text("fieldSelector"),
         path: None,
     }
 }

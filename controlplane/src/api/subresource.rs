@@ -1,4 +1,4 @@
-//! Subresources that are not just a part of their object: scale, binding, eviction, finalize.
+//! Subresources that are not just a part of their object: scale, binding, finalize.
 
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -125,24 +125,6 @@ impl Api {
         Ok(created())
     }
 
-    pub(super) async fn create_eviction(
-        &self,
-        call: &Call,
-        body: &[u8],
-    ) -> Result<Answer, ApiError> {
-        let eviction = decode::any(call.content_type(), body)?;
-        let named = eviction.name();
-        if !named.is_empty() && named != call.name {
-            return Err(ApiError::bad_request(format!(
-                "the name of the object ({named}) does not match the name on the URL ({})",
-                call.name
-            )));
-        }
-        let options = eviction.get("deleteOptions").unwrap_or(&Value::Null);
-        self.evict(call, options).await?;
-        Ok(created())
-    }
-
     /// Sets a namespace's `spec.finalizers`; without any it goes.
     pub(super) async fn finalize(&self, call: &Call, body: &[u8]) -> Result<Answer, ApiError> {
         let mut wanted = decode::any(call.content_type(), body)?;
@@ -195,7 +177,7 @@ fn bound(current: &Value, binding: &Value, node: &str) -> Value {
     pod
 }
 
-fn created() -> Answer {
+pub(super) fn created() -> Answer {
     let status = json!({
         "kind": "Status",
         "apiVersion": "v1",
@@ -236,7 +218,7 @@ fn scale_of(object: &Value, scale: &Scale) -> Value {
 }
 
 /// A label selector as query strings write it: a LabelSelector, or a plain map of labels.
-fn selector_text(selector: &Value) -> String {
+pub(super) fn selector_text(selector: &Value) -> String {
     if let Some(text) = selector.as_str() {
         return text.to_string();
     }

@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{
     ConfigMap, Endpoints, Namespace, Node, Pod, Secret, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
@@ -35,6 +36,7 @@ pub struct Informers {
     /// Those named `kube-root-ca.crt`, one in each namespace.
     pub root_cas: Informer<ConfigMap>,
     pub certificate_requests: Informer<CertificateSigningRequest>,
+    pub budgets: Informer<PodDisruptionBudget>,
     /// The Secrets behind bootstrap tokens.
     pub bootstrap_tokens: Informer<Secret>,
     tasks: Tasks,
@@ -74,6 +76,7 @@ impl Informers {
             service_accounts: Informer::new(&[]),
             root_cas: Informer::new(&[]),
             certificate_requests: Informer::new(&[]),
+            budgets: Informer::new(&[(Index::Namespace, namespace_of)]),
             bootstrap_tokens: Informer::new(&[]),
             tasks: Tasks::default(),
         };
@@ -96,6 +99,7 @@ impl Informers {
             Api::all(client.clone()),
             "metadata.name=kube-root-ca.crt",
         );
+        informers.feed(&informers.budgets, Api::all(client.clone()), "");
         let requests = Api::all(client.clone());
         informers.feed(&informers.certificate_requests, requests, "");
         informers.feed(

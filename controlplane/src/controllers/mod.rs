@@ -11,6 +11,7 @@
 mod certificates;
 mod cluster_dns;
 mod deployment;
+mod disruption;
 mod endpoints;
 mod event_ttl;
 pub mod events;
@@ -134,6 +135,7 @@ pub fn start(client: Client, informers: &Informers, config: Config) -> Running {
             &tasks,
         );
     }
+    disruption::start(client.clone(), informers, &tasks);
     token_cleaner::start(client.clone(), informers, &tasks);
     load_balancer::start(client.clone(), informers, &events, &tasks);
     endpoints::start(&client, informers, config.advertised, &tasks);
