@@ -12,6 +12,8 @@ use clap::Args;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use skiff_agent::fleet::Fleet;
+use skiff_agent::identity::Identity;
 
 use crate::data_dir::{self, DataDir, Locked};
 use crate::preflight;
@@ -45,7 +47,7 @@ pub fn run(args: DownArgs) -> anyhow::Result<ExitCode> {
         .worker_threads(2)
         .enable_all()
         .build()?
-        .block_on(skiff_agent::purge(data_dir.identity()))
+        .block_on(remove(data_dir.identity()))
         .context(
             "cannot remove everything of the cluster from this host; run `skiff down` again",
         )?;
@@ -53,6 +55,16 @@ pub fn run(args: DownArgs) -> anyhow::Result<ExitCode> {
         data_dir.remove()?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Nodes of the cluster's own first, then what the data directory itself has on this host.
+async fn remove(identity: &Identity) -> anyhow::Result<()> {
+    let fleet = match Fleet::exists(identity.data_dir()) {
+        true => skiff_agent::fleet::purge(identity).await,
+        false => Ok(()),
+    };
+    skiff_agent::purge(identity).await?;
+    Ok(fleet?)
 }
 
 /// Ends the process that holds the data directory, if one does, and takes its lock.

@@ -2,17 +2,27 @@
 //!
 //! This file reads the command line and hands over; each command is a module of its own.
 
+mod agent;
+mod api_client;
+mod control_plane;
 mod data_dir;
 mod down;
+mod durations;
 mod exec;
+mod fleet;
 mod image;
 mod inspect;
 mod local;
 mod logs;
+mod node;
 mod output;
 mod preflight;
 mod ps;
+mod pulling;
+mod server;
+mod serving;
 mod terminal;
+mod token;
 mod up;
 
 use std::io::IsTerminal;
@@ -33,6 +43,14 @@ struct Cli {
 enum Command {
     /// Run a control plane and register this host as its node, in the foreground
     Up(up::UpArgs),
+    /// Run a control plane alone, in the foreground
+    Server(server::ServerArgs),
+    /// Make this host a node of a cluster, in the foreground
+    Agent(agent::AgentArgs),
+    /// List, kill, cut off and bring back the nodes of `up --nodes N`
+    Node(node::NodeArgs),
+    /// Look after the tokens that other hosts join with
+    Token(token::TokenArgs),
     /// Stop the cluster of a data directory and remove what it made on this host
     Down(down::DownArgs),
     /// Look after this node's images
@@ -63,6 +81,10 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Up(args) => up::run(args),
+        Command::Server(args) => server::run(args),
+        Command::Agent(args) => agent::run(args),
+        Command::Node(args) => node::run(args),
+        Command::Token(args) => block_on(token::run(args)),
         Command::Down(args) => down::run(args),
         Command::Image(args) => block_on(image::run(args)).map(|()| ExitCode::SUCCESS),
         Command::Ps(args) => block_on(ps::run(args)),
@@ -82,9 +104,16 @@ fn block_on<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Resu
 
 /// What happens goes to stderr; `RUST_LOG` chooses how much of it.
 fn log_to_stderr() {
-    let filter = EnvFilter::builder()
+    // What kube logs about connections, the agent tells in its own words.
+    let quiet = ["kube_client::client=off", "kube_client::client::tls=off"];
+    let mut filter = EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
         .from_env_lossy();
+    if std::env::var_os("RUST_LOG").is_none() {
+        for directive in quiet.iter().filter_map(|text| text.parse().ok()) {
+            filter = filter.add_directive(directive);
+        }
+    }
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -1,27 +1,25 @@
 //! `skiff up`: a control plane and this host's node agent, in one process.
 
 use std::collections::BTreeMap;
-use std::io::Write;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Args;
 use skiff_agent::Agent;
+use skiff_agent::fleet::Fleet;
+use skiff_agent::net::ClusterBlocks;
 use skiff_agent::net::dns::resolv_conf::HOST_FILE;
-use skiff_agent::net::{Cidr, ClusterBlocks};
-use skiff_controlplane::ControlPlane;
-use skiff_controlplane::auth::kubeconfig;
-use skiff_images::registry::{Registries, RegistryConfig};
-use skiff_images::{Offline, Puller, RegistryPuller, Store};
-use tokio::signal::unix::{SignalKind, signal};
+use skiff_agent::server::Serving;
 use tracing::info;
 
+use crate::control_plane::{ControlPlaneArgs, cluster_blocks, publish};
 use crate::data_dir::{self, DataDir};
-use crate::image::LimitArgs;
+use crate::fleet;
 use crate::preflight;
+use crate::pulling::PullingArgs;
+use crate::serving::{self, StopSignals, announce};
 
 pub const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
 const CONTROL_PLANE_ROLE: &str = "node-role.kubernetes.io/control-plane";
@@ -30,31 +28,18 @@ const CONTROL_PLANE_ROLE: &str = "node-role.kubernetes.io/control-plane";
 pub struct UpArgs {
     /// Where the cluster keeps its state; a second cluster takes another directory
     #[arg(long, value_name = "DIR", default_value = data_dir::DEFAULT)]
-    data_dir: PathBuf,
-    /// The address and port on which the Kubernetes API is served
-    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:6443")]
-    listen: SocketAddr,
-    /// Write the client configuration to this file too (mode 0600)
-    #[arg(long, value_name = "FILE")]
-    kubeconfig: Option<PathBuf>,
-    /// Never fetch an image: those that are present serve, whatever the pull policy
-    #[arg(long)]
-    offline: bool,
-    /// Where hosts.toml files say how registries are reached, in the layout of containerd's
-    /// certs.d; asked before DIR/registries.d of the data directory and /etc/skiff/registries.d
-    #[arg(long, value_name = "DIR")]
-    registry_config: Option<PathBuf>,
-    /// Percent of the disk in use from which on unused images are removed; 100 is never
-    #[arg(long, value_name = "PERCENT", default_value_t = 85, value_parser = clap::value_parser!(u8).range(1..=100))]
-    image_gc_high_threshold: u8,
-    /// Percent of the disk in use down to which unused images are removed
-    #[arg(long, value_name = "PERCENT", default_value_t = 80, value_parser = clap::value_parser!(u8).range(0..=100))]
-    image_gc_low_threshold: u8,
+    pub(crate) data_dir: PathBuf,
+    #[command(flatten)]
+    pub(crate) control_plane: ControlPlaneArgs,
+    #[command(flatten)]
+    pub(crate) pulling: PullingArgs,
     /// Names the servers that resolve what is not the cluster's
     #[arg(long, value_name = "FILE", default_value = HOST_FILE)]
-    resolv_conf: PathBuf,
-    #[command(flatten)]
-    limits: LimitArgs,
+    pub(crate) resolv_conf: PathBuf,
+    /// Run N nodes on this host, each in a network of its own, instead of the host as one; a
+    /// cluster keeps the nodes that it has
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=200))]
+    pub(crate) nodes: Option<u16>,
 }
 
 /// Serves until SIGTERM or SIGINT; containers run on when it ends.
@@ -70,22 +55,14 @@ pub fn run(args: UpArgs) -> anyhow::Result<ExitCode> {
 
 async fn serve(args: &UpArgs, data_dir: &DataDir) -> anyhow::Result<()> {
     skiff_agent::runtime::preflight::check(data_dir.path()).await?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let stopped = async {
-        tokio::select! {
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
-        }
-    };
-    tokio::pin!(stopped);
-    let mut cluster = tokio::select! {
-        cluster = Cluster::start(args, data_dir) => cluster?,
-        signal = &mut stopped => anyhow::bail!("interrupted by {signal} while starting"),
-    };
+    let mut signals = StopSignals::listen()?;
+    if args.nodes.is_some() || Fleet::exists(data_dir.path()) {
+        return fleet::serve(args, data_dir, signals).await;
+    }
+    let mut cluster = signals.unless(Cluster::start(args, data_dir)).await?;
     announce(&cluster.url)?;
     let failure = tokio::select! {
-        signal = stopped => {
+        signal = signals.next() => {
             info!(signal, "stopping; containers run on");
             None
         }
@@ -96,15 +73,6 @@ async fn serve(args: &UpArgs, data_dir: &DataDir) -> anyhow::Result<()> {
         Some(error) => Err(error).context("a part of the node agent failed"),
         None => Ok(()),
     }
-}
-
-/// Tells whoever waits that requests are answered: a line on stdout, and systemd where it asked.
-fn announce(url: &str) -> anyhow::Result<()> {
-    let mut stdout = std::io::stdout().lock();
-    writeln!(stdout, "ready {url}")
-        .and_then(|()| stdout.flush())
-        .context("cannot write to stdout")?;
-    sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("cannot notify systemd")
 }
 
 /// The parts of `skiff up`.
@@ -118,23 +86,12 @@ impl Cluster {
     /// Resolves when the API answers and the node is registered and Ready.
     async fn start(args: &UpArgs, data_dir: &DataDir) -> anyhow::Result<Self> {
         let blocks = cluster_blocks(data_dir).await?;
-        let mut config = skiff_controlplane::Config::new(data_dir.path(), Some(args.listen));
-        config.advertise = advertised();
-        config.cluster_cidr = for_control_plane(blocks.pods);
-        config.service_cidr = for_control_plane(blocks.services);
-        let control_plane = ControlPlane::start(config)
-            .await
-            .context("the control plane does not start")?;
-        let url = format!(
-            "https://{}",
-            reachable(control_plane.local_addr.unwrap_or(args.listen))
-        );
-        for kubeconfig in [Some(&data_dir.kubeconfig()), args.kubeconfig.as_ref()]
-            .into_iter()
-            .flatten()
-        {
-            kubeconfig::write_admin(kubeconfig, &url, &control_plane.pki)?;
-        }
+        let config = args.control_plane.config(data_dir, blocks);
+        let (control_plane, url) = args.control_plane.start(data_dir, config).await?;
+        let address = control_plane
+            .local_addr
+            .unwrap_or(args.control_plane.listen);
+        publish(&control_plane, serving::remote(address), blocks).await?;
         let agent = Agent::start(agent_config(args, data_dir, &control_plane, blocks).await?)
             .await
             .context("the node agent does not start")?;
@@ -159,85 +116,30 @@ async fn agent_config(
     blocks: ClusterBlocks,
 ) -> anyhow::Result<skiff_agent::Config> {
     let identity = data_dir.identity();
-    let node_name = node_name()?;
+    let node_name = serving::host_name()?;
     let address = skiff_agent::node::host_address();
     let pki = &control_plane.pki;
     let issued = pki.issue_node(&node_name, &[node_name.clone(), address.to_string()])?;
     let (chain, key) = issued.serving.der()?;
-    let images = Store::open_with(identity.images_dir(), args.limits.limits()).await?;
-    let puller: Arc<dyn Puller> = if args.offline {
-        Arc::new(Offline)
-    } else {
-        let extra = args.registry_config.clone();
-        let registries = RegistryConfig::for_data_dir(data_dir.path(), extra);
-        Arc::new(RegistryPuller::new(
-            images.clone(),
-            Registries::new(registries),
-        ))
-    };
+    let (images, puller) = args.pulling.open(data_dir).await?;
     Ok(skiff_agent::Config {
         identity: identity.clone(),
-        client: control_plane.client.clone(),
+        client: control_plane.node_client(&node_name),
         node_name,
         labels: BTreeMap::from([(CONTROL_PLANE_ROLE.to_string(), String::new())]),
+        taints: Vec::new(),
         address,
         images,
         puller,
-        offline: args.offline,
+        offline: args.pulling.offline,
         listen: SocketAddr::new(address, 0),
         credentials: skiff_agent::server::Credentials {
-            chain,
-            key,
+            serving: Serving::new(chain, key)?,
             client_authority: pki.ca_der()?,
         },
         resolv_conf: args.resolv_conf.clone(),
         blocks,
         max_pods: skiff_agent::MAX_PODS,
-        image_gc: skiff_agent::node::ImageGcPolicy {
-            high_threshold: args.image_gc_high_threshold,
-            low_threshold: args
-                .image_gc_low_threshold
-                .min(args.image_gc_high_threshold),
-            ..Default::default()
-        },
+        image_gc: args.pulling.image_gc(),
     })
-}
-
-/// The address by which pods reach the API; `None` on a host that has none but loopback.
-fn advertised() -> Option<Ipv4Addr> {
-    match skiff_agent::node::host_address() {
-        IpAddr::V4(address) if !address.is_loopback() => Some(address),
-        _ => None,
-    }
-}
-
-/// The address blocks of this cluster, chosen when it first starts.
-async fn cluster_blocks(data_dir: &DataDir) -> anyhow::Result<ClusterBlocks> {
-    let identity = data_dir.identity().clone();
-    tokio::task::spawn_blocking(move || ClusterBlocks::choose(&identity))
-        .await?
-        .context("no address blocks for pods and services")
-}
-
-fn for_control_plane(block: Cidr) -> skiff_controlplane::cidr::Cidr {
-    skiff_controlplane::cidr::Cidr::containing(block.first(), block.prefix())
-}
-
-/// The host's name, as Kubernetes writes it.
-fn node_name() -> anyhow::Result<String> {
-    let name = nix::unistd::gethostname().context("cannot read the host name")?;
-    Ok(name.to_string_lossy().trim().to_lowercase())
-}
-
-/// An address that a client on this host can use: a wildcard is not one.
-fn reachable(address: SocketAddr) -> SocketAddr {
-    match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => {
-            SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port())
-        }
-        IpAddr::V6(ip) if ip.is_unspecified() => {
-            SocketAddr::new(Ipv6Addr::LOCALHOST.into(), address.port())
-        }
-        _ => address,
-    }
 }

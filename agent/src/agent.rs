@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures::FutureExt;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, Taint};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
 use skiff_images::{Puller, Store};
@@ -34,6 +34,7 @@ use crate::pod::fields::NodeFacts;
 use crate::pod::seams::PodSandbox;
 use crate::pod::{NodeContext, record};
 use crate::pull_accounts::PullAccounts;
+use crate::reconnect::Reconnect;
 use crate::runtime::{Runtime, RuntimeError};
 use crate::server::{Credentials, NodeServer, ServerConfig, ServerError};
 use crate::wiring::{Lookup, NodeImages, NodeRuntime, NodeSandbox, Sandboxes};
@@ -53,6 +54,8 @@ pub struct Config {
     pub node_name: String,
     /// Labels beside those that every node has, such as `node-role.kubernetes.io/control-plane`.
     pub labels: BTreeMap<String, String>,
+    /// The taints that the node joins with.
+    pub taints: Vec<Taint>,
     /// Where the node is reached; see [`crate::node::host_address`].
     pub address: IpAddr,
     pub images: Store,
@@ -107,6 +110,7 @@ impl Agent {
         let mut node = NodeConfig {
             name: config.node_name.clone(),
             labels: config.labels,
+            taints: config.taints,
             address: config.address,
             port: 0,
             pod_cidr: Network::recorded_block(&config.identity).await?,
@@ -345,7 +349,7 @@ fn watch_pods(
     node_name: &str,
 ) -> impl futures::Stream<Item = Result<watcher::Event<Pod>, watcher::Error>> + Send + use<> {
     let config = watcher::Config::default().fields(&format!("spec.nodeName={node_name}"));
-    watcher(Api::<Pod>::all(client), config).default_backoff()
+    watcher(Api::<Pod>::all(client), config).backoff(Reconnect::default())
 }
 
 /// An agent at work. Dropping it stops the agent and leaves the containers running, as

@@ -4,7 +4,9 @@
 //! an agent of a data directory ever had on this host.
 
 mod agent;
+pub mod fleet;
 pub mod identity;
+pub mod join;
 mod leases;
 pub mod logs;
 pub mod net;
@@ -13,6 +15,7 @@ pub mod pod;
 mod pull_accounts;
 mod purge;
 mod quantity;
+mod reconnect;
 pub mod runtime;
 pub mod server;
 pub mod volume;

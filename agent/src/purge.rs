@@ -98,6 +98,11 @@ async fn stop_pod(sandbox: &Sandbox, grace: Duration) {
     }
 }
 
+/// Unmounts the volumes of a node whose processes are gone. Blocking.
+pub(crate) fn unmount_volumes(identity: &Identity) -> std::io::Result<()> {
+    tear_down_volumes(&identity.pods_dir())
+}
+
 fn tear_down_volumes(pods_dir: &Path) -> std::io::Result<()> {
     let entries = match std::fs::read_dir(pods_dir) {
         Ok(entries) => entries,

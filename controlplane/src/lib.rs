@@ -61,6 +61,9 @@ pub struct Config {
     /// there. Where `listen` does not cover it, the API listens there as well, on the same port,
     /// for the cluster's pods and this host alone.
     pub advertise: Option<Ipv4Addr>,
+    /// The block of the nodes' own addresses, where they have one that is theirs alone: they are
+    /// let in at `advertise` too.
+    pub node_cidr: Option<Cidr>,
     /// The block that the nodes' pods get their addresses from.
     pub cluster_cidr: Cidr,
     /// The block that Services get their cluster addresses from.
@@ -85,6 +88,7 @@ impl Config {
             listen,
             host_names: Vec::new(),
             advertise: None,
+            node_cidr: None,
             cluster_cidr: CLUSTER_CIDR,
             service_cidr: SERVICE_CIDR,
             controllers: true,
@@ -232,19 +236,6 @@ impl Running {
         client_of(self.endpoint.api.clone(), user)
     }
 
-    /// Serves the API on another address too.
-    ///
-    /// # Errors
-    /// When the address is taken, or none of this host's.
-    pub async fn listen_also(&mut self, address: SocketAddr) -> Result<SocketAddr, StartError> {
-        let socket = server::bind(address).await?;
-        let address = socket.local_addr().unwrap_or(address);
-        let admits = Admits::Everyone;
-        let listener = Listener { socket, admits };
-        self.servers.push(self.endpoint.serve(listener));
-        Ok(address)
-    }
-
     /// Stops the controllers and the scheduler, ends connections, and closes the store.
     pub async fn shutdown(self) {
         if let Some(workers) = self.workers {
@@ -342,6 +333,7 @@ async fn listen(config: &Config) -> Result<Vec<Listener>, BindError> {
             socket: server::bind((host, port).into()).await?,
             admits: Admits::Cluster {
                 pods: config.cluster_cidr,
+                nodes: config.node_cidr,
                 host,
             },
         });

@@ -67,9 +67,10 @@ pub(crate) struct Listener {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Admits {
     Everyone,
-    /// Pods of the cluster, and the host that has this address.
+    /// Pods and nodes of the cluster, and the host that has this address.
     Cluster {
         pods: Cidr,
+        nodes: Option<Cidr>,
         host: Ipv4Addr,
     },
 }
@@ -78,7 +79,10 @@ impl Admits {
     fn admits(self, peer: IpAddr) -> bool {
         match (self, peer.to_canonical()) {
             (Self::Everyone, _) => true,
-            (Self::Cluster { pods, host }, IpAddr::V4(peer)) => pods.contains(peer) || peer == host,
+            (Self::Cluster { pods, nodes, host }, IpAddr::V4(peer)) => {
+                let is_node = nodes.is_some_and(|nodes| nodes.contains(peer));
+                pods.contains(peer) || is_node || peer == host
+            }
             (Self::Cluster { .. }, IpAddr::V6(_)) => false,
         }
     }
@@ -201,12 +205,15 @@ mod tests {
     fn the_second_listener_is_for_the_cluster_alone() {
         let admits = Admits::Cluster {
             pods: "10.42.0.0/16".parse().unwrap(),
+            nodes: Some("100.96.1.0/24".parse().unwrap()),
             host: "192.0.2.7".parse().unwrap(),
         };
         for (peer, is_admitted) in [
             ("10.42.3.4", true),
             ("::ffff:10.42.3.4", true),
             ("192.0.2.7", true),
+            ("100.96.1.9", true),
+            ("100.96.2.9", false),
             ("192.0.2.8", false),
             ("10.43.0.1", false),
             ("fd00::1", false),

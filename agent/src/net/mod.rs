@@ -24,6 +24,7 @@ mod nftables;
 mod node;
 mod peers;
 mod routes;
+pub mod segment;
 pub mod service_watch;
 mod services;
 #[cfg(test)]
@@ -93,6 +94,8 @@ pub enum NetworkError {
         "no two neighbouring /16 blocks of 10.0.0.0/8 are free on this host: stop a cluster, or remove routes into it"
     )]
     NoFreeBlocks,
+    #[error("no /24 block of {0} is free on this host for a network of nodes")]
+    NoFreeSegment(Cidr),
     #[error("the pod CIDR {0} is too small: a node needs at least a /29")]
     BlockTooSmall(Cidr),
     #[error("{doing}: {source}")]

@@ -14,6 +14,8 @@ use kube::runtime::{WatchStreamExt, watcher as watch};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::{Deserialize, Serialize};
 
+use crate::reconnect::Reconnect;
+
 /// A namespace and a name in it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ObjectName {
@@ -54,8 +56,8 @@ pub async fn run(client: Client, mut observers: Vec<Observer>) {
         Api::<EndpointSlice>::all(client),
         watcher::Config::default(),
     );
-    let services = services.default_backoff().map(Either::Service);
-    let slices = slices.default_backoff().map(Either::Slice);
+    let services = services.backoff(Reconnect::default()).map(Either::Service);
+    let slices = slices.backoff(Reconnect::default()).map(Either::Slice);
     follow(stream::select(services, slices), |change| {
         for observer in &mut observers {
             observer(change);

@@ -16,6 +16,9 @@ const DURATION_SECONDS: i32 = 40;
 /// The kubelet renews every 10 s; a node's absence is to be noticed within that time here.
 const RENEW: Duration = Duration::from_secs(3);
 
+/// How long one renewal may take.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Renews the lease for as long as it is polled.
 pub(super) async fn renew(client: Client, node: String, uid: String) {
     let leases: Api<Lease> = Api::namespaced(client, NAMESPACE);
@@ -24,7 +27,11 @@ pub(super) async fn renew(client: Client, node: String, uid: String) {
     let mut failing = false;
     loop {
         ticks.tick().await;
-        match renew_once(&leases, &node, &uid).await {
+        let renewed = match tokio::time::timeout(TIMEOUT, renew_once(&leases, &node, &uid)).await {
+            Ok(renewed) => renewed.map_err(|error| error.to_string()),
+            Err(_) => Err(format!("no answer within {} s", TIMEOUT.as_secs())),
+        };
+        match renewed {
             Ok(()) => failing = false,
             Err(error) => {
                 if !failing {

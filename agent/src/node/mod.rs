@@ -12,13 +12,16 @@ mod status;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Node, NodeStatus, ObjectReference};
+use futures::{Stream, StreamExt};
+use k8s_openapi::api::core::v1::{Node, NodeSpec, NodeStatus, ObjectReference, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams, PostParams};
+use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
 use serde_json::json;
 use skiff_images::Store;
@@ -27,13 +30,14 @@ use tokio::time::Instant;
 
 use crate::net::Cidr;
 use crate::pod::events::{Events, Severity};
+use crate::reconnect::Reconnect;
 use host::Host;
 
 pub use host::host_address;
 pub(crate) use image_gc::Collector;
 pub use image_gc::ImageGcPolicy;
 pub(crate) use pod_cidr::pod_cidr;
-pub(crate) use status::allocatable_memory;
+pub(crate) use status::{KUBELET_VERSION, allocatable_memory};
 
 /// Between looks at the host, as the kubelet's `nodeStatusUpdateFrequency`.
 const LOOK: Duration = Duration::from_secs(10);
@@ -48,6 +52,8 @@ pub struct NodeConfig {
     pub name: String,
     /// Beside those that Kubernetes gives to every node.
     pub labels: BTreeMap<String, String>,
+    /// Set when the node joins, and left alone afterwards.
+    pub taints: Vec<Taint>,
     /// Where the node is reached.
     pub address: IpAddr,
     /// Of the node's HTTPS endpoint.
@@ -64,11 +70,18 @@ pub(crate) struct NodeImageList {
     pub(crate) changed: Arc<Notify>,
 }
 
+/// What the API says about this node.
+enum Seen {
+    Here(Box<Node>),
+    Gone,
+}
+
 /// The node as it joins: without a status it takes no pods yet.
 pub(crate) fn new_node(config: &NodeConfig, host: &Host) -> Node {
     let wanted = config
         .pod_cidr
         .map(|block| BTreeMap::from([(pod_cidr::WANTED.to_owned(), block.to_string())]));
+    let taints = config.taints.clone();
     Node {
         metadata: ObjectMeta {
             name: Some(config.name.clone()),
@@ -76,7 +89,11 @@ pub(crate) fn new_node(config: &NodeConfig, host: &Host) -> Node {
             annotations: wanted,
             ..ObjectMeta::default()
         },
-        ..Node::default()
+        spec: (!taints.is_empty()).then(|| NodeSpec {
+            taints: Some(taints),
+            ..NodeSpec::default()
+        }),
+        status: None,
     }
 }
 
@@ -129,7 +146,16 @@ impl Registrar {
         let mut known = self.register_until_done().await;
         let uid = known.metadata.uid.clone().unwrap_or_default();
         let lease = lease::renew(self.client.clone(), self.config.name.clone(), uid);
-        tokio::join!(lease, self.keep_status(&mut known));
+        tokio::select! {
+            () = lease => {}
+            () = self.keep_status(&mut known) => {}
+        }
+        // As the kubelet: a node that somebody took out of the cluster does not come back by itself.
+        tracing::warn!(
+            node = self.config.name,
+            "the node was deleted from the cluster: restart its agent to have it join again"
+        );
+        std::future::pending::<()>().await;
     }
 
     async fn register_until_done(&self) -> Node {
@@ -220,13 +246,20 @@ impl Registrar {
         )
     }
 
+    /// Until somebody deletes the node.
     async fn keep_status(&self, known: &mut Node) {
         let mut written = Instant::now();
         let mut failing = false;
+        let mut seen = pin!(self.seen());
         loop {
             tokio::select! {
                 () = tokio::time::sleep(if failing { RETRY } else { LOOK }) => {}
                 () = self.images.changed.notified(), if !failing => {}
+                // What others make of this node while it can't be heard is mended at once.
+                Some(node) = seen.next() => match node {
+                    Seen::Here(node) if node.metadata.uid == known.metadata.uid => *known = *node,
+                    Seen::Here(_) | Seen::Gone => return,
+                },
             }
             let last = known.status.as_ref();
             let status = self.look(last).await;
@@ -242,10 +275,7 @@ impl Registrar {
                     failing = false;
                 }
                 Err(kube::Error::Api(answer)) if answer.code == 404 => {
-                    // Somebody deleted the node: it joins again.
-                    *known = self.register_until_done().await;
-                    written = Instant::now();
-                    failing = false;
+                    return;
                 }
                 Err(error) => {
                     if !failing {
@@ -255,6 +285,31 @@ impl Registrar {
                 }
             }
         }
+    }
+
+    /// The Node as the API has it, whenever it changes.
+    fn seen(&self) -> impl Stream<Item = Seen> + Send + use<> {
+        let config =
+            watcher::Config::default().fields(&format!("metadata.name={}", self.config.name));
+        let events = watcher(self.nodes.clone(), config).backoff(Reconnect::default());
+        let mut found = false;
+        events.filter_map(move |event| {
+            let seen = match event {
+                Ok(watcher::Event::Apply(node) | watcher::Event::InitApply(node)) => {
+                    found = true;
+                    Some(Seen::Here(Box::new(node)))
+                }
+                Ok(watcher::Event::Init) => {
+                    found = false;
+                    None
+                }
+                Ok(watcher::Event::InitDone) if found => None,
+                Ok(watcher::Event::InitDone | watcher::Event::Delete(_)) => Some(Seen::Gone),
+                // It is tried again; what is lost meanwhile is in the next list.
+                Err(_) => None,
+            };
+            std::future::ready(seen)
+        })
     }
 
     fn tell_first_conditions(&self) {

@@ -281,6 +281,7 @@ mod tests {
         let config = NodeConfig {
             name: "n1".into(),
             labels: BTreeMap::new(),
+            taints: Vec::new(),
             address: "10.0.0.1".parse().unwrap(),
             port: 10250,
             pod_cidr: None,

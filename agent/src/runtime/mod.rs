@@ -31,6 +31,7 @@ pub mod types;
 
 pub use error::RuntimeError;
 pub use purge::purge;
+pub(crate) use purge::purge_blocking;
 pub use sandbox::Sandbox;
 pub use session::{Session, Stream, Terminal};
 

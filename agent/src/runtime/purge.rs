@@ -18,18 +18,23 @@ use crate::identity::Identity;
 /// # Errors
 /// When a process can't be killed or something can't be removed; the rest is removed first.
 pub async fn purge(identity: Identity) -> Result<(), RuntimeError> {
-    blocking(move || {
-        let cgroups = Cgroups::detect(identity.cgroup_root())?;
-        let group = cgroups.root().to_owned();
-        let killed = cgroups
-            .destroy(&group)
-            .map_err(RuntimeError::io("emptying the cgroup", &group));
-        let run_dir = identity.run_dir();
-        let cleared = clear(&run_dir).map_err(RuntimeError::io("removing", &run_dir));
-        // `/run/skiff` stays: another node of this host may be about to make its own directory in it.
-        killed.and(cleared)
-    })
-    .await
+    blocking(move || purge_blocking(&identity)).await
+}
+
+/// As [`purge`], on this thread.
+///
+/// # Errors
+/// As [`purge`].
+pub(crate) fn purge_blocking(identity: &Identity) -> Result<(), RuntimeError> {
+    let cgroups = Cgroups::detect(identity.cgroup_root())?;
+    let group = cgroups.root().to_owned();
+    let killed = cgroups
+        .destroy(&group)
+        .map_err(RuntimeError::io("emptying the cgroup", &group));
+    let run_dir = identity.run_dir();
+    let cleared = clear(&run_dir).map_err(RuntimeError::io("removing", &run_dir));
+    // `/run/skiff` stays: another node of this host may be about to make its own directory in it.
+    killed.and(cleared)
 }
 
 impl Runtime {

@@ -37,7 +37,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use tls::{Credentials, TlsError};
+pub use tls::{Credentials, Serving, TlsError};
 
 use crate::logs::Watcher;
 use crate::runtime::Sandbox;

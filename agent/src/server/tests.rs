@@ -99,8 +99,7 @@ impl Server {
             node_name: "n".into(),
             listen: "127.0.0.1:0".parse().unwrap(),
             credentials: Credentials {
-                chain: vec![certificate],
-                key,
+                serving: super::Serving::new(vec![certificate], key).unwrap(),
                 client_authority: authority.certificate.clone(),
             },
         };

@@ -1,19 +1,68 @@
 //! Who may talk to the node.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
+use rustls::server::{ClientHello, ResolvesServerCert, VerifierBuilderError, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig, ServerConnection};
 use tokio_rustls::TlsAcceptor;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// The server's own certificate, and the authority that clients' certificates come from.
 pub struct Credentials {
-    /// The server's first.
-    pub chain: Vec<CertificateDer<'static>>,
-    pub key: PrivateKeyDer<'static>,
+    pub serving: Serving,
     pub client_authority: CertificateDer<'static>,
+}
+
+/// The certificate that the endpoint shows; it can be replaced while it serves. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Serving {
+    current: Arc<RwLock<Arc<CertifiedKey>>>,
+}
+
+impl Serving {
+    /// `chain` begins with the server's own certificate.
+    ///
+    /// # Errors
+    /// When the key is not the certificate's, or of a kind that is not supported.
+    pub fn new(
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+    ) -> Result<Self, TlsError> {
+        let current = Arc::new(RwLock::new(certified(chain, key)?));
+        Ok(Self { current })
+    }
+
+    /// New connections get this certificate.
+    ///
+    /// # Errors
+    /// As [`Serving::new`].
+    pub fn replace(
+        &self,
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+    ) -> Result<(), TlsError> {
+        let certified = certified(chain, key)?;
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = certified;
+        Ok(())
+    }
+}
+
+impl ResolvesServerCert for Serving {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
+        Some(current.clone())
+    }
+}
+
+fn certified(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<Arc<CertifiedKey>, TlsError> {
+    let provider = rustls::crypto::ring::default_provider();
+    let certified = CertifiedKey::from_der(chain, key, &provider).map_err(TlsError::Serving)?;
+    Ok(Arc::new(certified))
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -39,8 +88,7 @@ pub(super) fn acceptor(credentials: Credentials) -> Result<TlsAcceptor, TlsError
         .with_safe_default_protocol_versions()
         .map_err(TlsError::Serving)?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(credentials.chain, credentials.key)
-        .map_err(TlsError::Serving)?;
+        .with_cert_resolver(Arc::new(credentials.serving));
     // Sessions are upgraded from HTTP/1.1 connections.
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(config)))

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use skiff_agent::logs::Watcher;
 use skiff_agent::runtime::Sandbox;
 use skiff_agent::runtime::types::ContainerRecord;
-use skiff_agent::server::{Credentials, NodePod, NodeServer, PodLookup, ServerConfig};
+use skiff_agent::server::{Credentials, NodePod, NodeServer, PodLookup, ServerConfig, Serving};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -148,8 +148,7 @@ fn credentials() -> (Credentials, TlsConnector) {
         .with_client_auth_cert(client_chain, client_key)
         .unwrap();
     let credentials = Credentials {
-        chain,
-        key,
+        serving: Serving::new(chain, key).unwrap(),
         client_authority: authority,
     };
     (credentials, TlsConnector::from(Arc::new(client)))

@@ -1,0 +1,54 @@
+//! How soon watches are begun again when the API server does not answer.
+
+use std::time::Duration;
+
+use kube::runtime::utils::Backoff;
+
+const FIRST: Duration = Duration::from_millis(200);
+/// A node is to be back within seconds of its network, and a few hundred nodes that try this often
+/// are no load.
+const LONGEST: Duration = Duration::from_secs(3);
+
+/// Doubles up to a few seconds; a random half of each wait keeps nodes from coming all at once.
+#[derive(Debug, Clone)]
+pub(crate) struct Reconnect {
+    next: Duration,
+}
+
+impl Default for Reconnect {
+    fn default() -> Self {
+        Self { next: FIRST }
+    }
+}
+
+impl Iterator for Reconnect {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let wait = self.next;
+        self.next = (wait * 2).min(LONGEST);
+        Some(wait.mul_f64(0.5 + rand::random::<f64>() / 2.0))
+    }
+}
+
+impl Backoff for Reconnect {
+    fn reset(&mut self) {
+        self.next = FIRST;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_to_seconds_and_start_over() {
+        let mut waits = Reconnect::default();
+        let first = waits.next().unwrap();
+        assert!(first <= FIRST && first >= FIRST / 2);
+        let tenth = waits.nth(8).unwrap();
+        assert!(tenth <= LONGEST && tenth >= LONGEST / 2);
+        waits.reset();
+        assert!(waits.next().unwrap() <= FIRST);
+    }
+}

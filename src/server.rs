@@ -1,0 +1,52 @@
+//! `skiff server`: a control plane without a node, which other hosts join.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use tracing::info;
+
+use crate::control_plane::{ControlPlaneArgs, cluster_blocks, publish};
+use crate::data_dir::{self, DataDir};
+use crate::preflight;
+use crate::serving::{self, StopSignals, announce};
+
+#[derive(Args)]
+pub struct ServerArgs {
+    /// Where the control plane keeps its state
+    #[arg(long, value_name = "DIR", default_value = data_dir::DEFAULT)]
+    data_dir: PathBuf,
+    #[command(flatten)]
+    control_plane: ControlPlaneArgs,
+}
+
+/// Serves until SIGTERM or SIGINT.
+pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
+    preflight::require_root("server")?;
+    let data_dir = DataDir::open(&args.data_dir)?;
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(serve(&args, &data_dir))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn serve(args: &ServerArgs, data_dir: &DataDir) -> anyhow::Result<()> {
+    let mut signals = StopSignals::listen()?;
+    let start = async {
+        let blocks = cluster_blocks(data_dir).await?;
+        let config = args.control_plane.config(data_dir, blocks);
+        let (control_plane, url) = args.control_plane.start(data_dir, config).await?;
+        let address = control_plane
+            .local_addr
+            .unwrap_or(args.control_plane.listen);
+        publish(&control_plane, serving::remote(address), blocks).await?;
+        Ok((control_plane, url))
+    };
+    let (control_plane, url) = signals.unless(start).await?;
+    announce(&url)?;
+    let signal = signals.next().await;
+    info!(signal, "stopping");
+    control_plane.shutdown().await;
+    Ok(())
+}
