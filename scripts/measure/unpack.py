@@ -12,6 +12,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
 import time
@@ -67,16 +68,25 @@ class Series:
         self.report.add(subject, f"{what}: memory at most", "kB", memory)
 
 
+# A process begins with the high-water mark of the one that starts it. This one is large: what it packs passes through its
+# memory; so a small one starts the command.
+LAUNCHER = """
+import os, sys
+pid = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ)
+_, status, usage = os.wait4(pid, 0)
+print(usage.ru_maxrss)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
 def peak_kb(command):
     """Runs a command; the most memory (resident) that it, or one of its children, had."""
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    with process.stderr:
-        said = process.stderr.read().decode(errors="replace")
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)}: {said.strip()}")
-    return usage.ru_maxrss
+    launcher = [sys.executable, "-I", "-S", "-c", LAUNCHER]
+    done = subprocess.run([*launcher, *command], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
+    # The command may have printed something before.
+    return int(done.stdout.split()[-1])
 
 
 def prepare(cache):
