@@ -202,7 +202,7 @@ async fn layers_come_packed_in_every_way_and_only_once() {
     let (reference, digest) = put(&registry, "app:1", &image(&registry, "amd64", &layers));
     let pulled = node.pull(&reference).await.unwrap();
     assert_eq!(pulled.image.digest, digest);
-    assert_eq!(pulled.image.references, [reference.clone()]);
+    assert_eq!(pulled.image.references, std::slice::from_ref(&reference));
     // One that is there twice counts at its upper place.
     assert_eq!(pulled.image.layers.len(), 3);
     for (path, name) in pulled.image.layers.iter().zip(["a", "c", "b"]) {
@@ -270,7 +270,7 @@ async fn a_broken_connection_goes_on_where_it_broke() {
     let (reference, _) = put(
         &registry,
         "app:1",
-        &image(&registry, "amd64", &[layer.clone()]),
+        &image(&registry, "amd64", std::slice::from_ref(&layer)),
     );
     let size = layer.blob.len();
     let digest = blob(&layer).to_string();
@@ -319,7 +319,7 @@ async fn a_download_that_gets_nowhere_is_given_up() {
     let (reference, _) = put(
         &registry,
         "app:1",
-        &image(&registry, "amd64", &[layer.clone()]),
+        &image(&registry, "amd64", std::slice::from_ref(&layer)),
     );
     let digest = blob(&layer);
     registry.fail(&digest.to_string(), vec![Fault::Cut(0); 50]);
@@ -343,7 +343,7 @@ async fn a_registry_that_is_busy_is_asked_again_when_it_says() {
     let (reference, _) = put(
         &registry,
         "app:1",
-        &image(&registry, "amd64", &[layer.clone()]),
+        &image(&registry, "amd64", std::slice::from_ref(&layer)),
     );
     let faults = [Fault::too_many_requests("1"), Fault::status(503)];
     registry.fail(&blob(&layer).to_string(), faults);
@@ -380,7 +380,7 @@ async fn a_layer_that_is_wrong_fails_the_pull_and_leaves_nothing() {
     let (lying, _) = put(
         &registry,
         "app:2",
-        &image(&registry, "amd64", &[liar.clone()]),
+        &image(&registry, "amd64", std::slice::from_ref(&liar)),
     );
     let error = node.fails(&lying).await;
     assert!(
@@ -414,7 +414,7 @@ async fn what_several_pods_need_is_fetched_once() {
     let (first, _) = put(
         &registry,
         "one:1",
-        &image(&registry, "amd64", &[shared.clone()]),
+        &image(&registry, "amd64", std::slice::from_ref(&shared)),
     );
     let both = [shared.clone(), own];
     let (second, _) = put(&registry, "two:1", &image(&registry, "amd64", &both));
@@ -443,7 +443,7 @@ async fn two_processes_fetch_an_image_once() {
     let (reference, _) = put(
         &registry,
         "app:1",
-        &image(&registry, "amd64", &[layer.clone()]),
+        &image(&registry, "amd64", std::slice::from_ref(&layer)),
     );
     let slow = Fault::Delay(Duration::from_millis(500));
     registry.fail(&blob(&layer).to_string(), [slow]);
@@ -464,7 +464,7 @@ async fn a_pull_that_nobody_waits_for_stops() {
     let (reference, _) = put(
         &registry,
         "app:1",
-        &image(&registry, "amd64", &[layer.clone()]),
+        &image(&registry, "amd64", std::slice::from_ref(&layer)),
     );
     registry.fail(&blob(&layer).to_string(), [Fault::Stall(100_000)]);
     let stalled = async {
@@ -498,6 +498,23 @@ async fn a_tag_that_moved_is_followed_and_the_old_image_goes() {
 }
 
 #[tokio::test]
+async fn a_layer_whose_directory_is_gone_is_unpacked_again() {
+    let (registry, node) = (FaultyRegistry::start().await, Node::new().await);
+    let layer = gzip(&tar("a"));
+    let manifest = image(&registry, "amd64", std::slice::from_ref(&layer));
+    let (reference, _) = put(&registry, "app:1", &manifest);
+    let before = node.pull(&reference).await.unwrap().image;
+    std::fs::remove_dir_all(before.layers[0].parent().unwrap()).unwrap();
+    let store = Store::open(node.dir.path()).await.unwrap();
+    let puller = RegistryPuller::new(store, Registries::new(RegistryConfig::default()));
+    let request = PullRequest::new(reference, Vec::new());
+    let after = puller.pull(request).await.unwrap().image;
+    assert!(after.layers[0].join("a").exists());
+    assert_eq!(fetched(&registry, blob(&layer)), 1);
+    node.is_tidy().await;
+}
+
+#[tokio::test]
 async fn an_image_that_is_here_is_not_for_everybody() {
     let (registry, node) = (FaultyRegistry::start().await, Node::new().await);
     let (reference, _) = put(
@@ -523,7 +540,7 @@ async fn an_image_that_is_here_is_not_for_everybody() {
 async fn what_is_no_image_is_refused_before_anything_is_fetched() {
     let (registry, node) = (FaultyRegistry::start().await, Node::new().await);
     let layer = gzip(&tar("a"));
-    let mut chart = image(&registry, "amd64", &[layer.clone()]);
+    let mut chart = image(&registry, "amd64", std::slice::from_ref(&layer));
     chart["config"]["mediaType"] = "application/vnd.cncf.helm.config.v1+json".into();
     let (chart, _) = put(&registry, "chart:1", &chart);
     let error = node.fails(&chart).await;
@@ -531,7 +548,7 @@ async fn what_is_no_image_is_refused_before_anything_is_fetched() {
         error.contains("not a container image but an artifact"),
         "{error}"
     );
-    let mut foreign = image(&registry, "amd64", &[layer.clone()]);
+    let mut foreign = image(&registry, "amd64", std::slice::from_ref(&layer));
     foreign["layers"][0]["mediaType"] =
         "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip".into();
     let (foreign, _) = put(&registry, "foreign:1", &foreign);

@@ -24,7 +24,7 @@ pub enum PullError {
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     #[error("{0}")]
-    Registry(RegistryError),
+    Registry(Box<RegistryError>),
     #[error("{0}")]
     Store(Error),
     #[error(
@@ -93,6 +93,6 @@ impl From<crate::DigestError> for FetchError {
 
 impl From<RegistryError> for FetchError {
     fn from(error: RegistryError) -> Self {
-        Self::Registry(error)
+        Self::Registry(Box::new(error))
     }
 }

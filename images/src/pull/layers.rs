@@ -28,7 +28,27 @@ const AT_ONCE: usize = 3;
 const AT_ONCE_ON_NODE: usize = 6;
 
 /// A layer, fetched and unpacked in its staging directory.
-type Fetched = Result<Arc<Ingest>, Arc<FetchError>>;
+type Fetched = Result<Arc<Part>, Arc<FetchError>>;
+
+/// The staging directory of a layer that is unpacked.
+pub(super) struct Part(Option<Arc<Ingest>>);
+
+impl Part {
+    /// For a commit, which may share it with others.
+    pub(super) fn ingest(&self) -> Option<Arc<Ingest>> {
+        self.0.clone()
+    }
+}
+
+impl Drop for Part {
+    /// What was not committed is removed by a thread that may block.
+    fn drop(&mut self) {
+        let ingest = self.0.take();
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn_blocking(move || drop(ingest));
+        }
+    }
+}
 
 /// Fetches layers for all pulls of a process.
 pub(super) struct Layers {
@@ -71,7 +91,7 @@ impl Layers {
         image: &str,
         parsed: &Parsed,
         progress: &Progress,
-    ) -> Result<Vec<Arc<Ingest>>, Arc<FetchError>> {
+    ) -> Result<Vec<Arc<Part>>, Arc<FetchError>> {
         let layers = each_once(parsed).map_err(Arc::new)?;
         let missing = self.missing(layers.clone()).await.map_err(Arc::new)?;
         for layer in layers.iter().filter(|layer| !missing.contains(layer)) {
@@ -155,10 +175,36 @@ pub(super) fn sizes(parsed: &Parsed) -> Result<Vec<(Digest, u64)>, FetchError> {
 async fn get(disk: Arc<Disk>, permits: Arc<Semaphore>, pull: Pull, layer: Layer) -> Fetched {
     // Never closed.
     let _permit = permits.acquire_owned().await.ok();
-    download_and_unpack(disk, pull, layer)
-        .await
-        .map(Arc::new)
+    let got = match unpack_again(&disk, &pull, layer).await {
+        Some(ingest) => Ok(ingest),
+        None => download_and_unpack(disk, pull, layer).await,
+    };
+    got.map(|ingest| Arc::new(Part(Some(Arc::new(ingest)))))
         .map_err(Arc::new)
+}
+
+/// Unpacks a layer whose directory is gone and whose blob is here. Nothing when there is no blob, or one
+/// that is of no use.
+async fn unpack_again(disk: &Arc<Disk>, pull: &Pull, layer: Layer) -> Option<Ingest> {
+    let (disk, image, budget) = (Arc::clone(disk), pull.image.clone(), pull.budget.clone());
+    let unpack = move || {
+        if !disk.has_blob(layer.blob) {
+            return Ok(None);
+        }
+        let mut ingest = Ingest::begin(&disk)?;
+        ingest.share_budget(&budget);
+        let whole = ingest.has_blob(layer.blob)
+            && ingest.unpack_stored(&image, layer.blob)? == layer.diff_id;
+        Ok::<_, Error>(whole.then_some(ingest))
+    };
+    match tokio::task::spawn_blocking(unpack).await {
+        Ok(Ok(ingest)) => ingest,
+        Ok(Err(error)) => {
+            tracing::warn!(layer = %layer.blob, %error, "stored layer is damaged, fetching it");
+            None
+        }
+        Err(_) => None,
+    }
 }
 
 /// One pass from the network to the directory. If this is dropped, the thread that unpacks finds

@@ -162,7 +162,7 @@ impl Shared {
             .store
             .run(move |disk| {
                 let mut ingest = Ingest::begin(disk)?;
-                for part in fetched {
+                for part in fetched.iter().filter_map(|part| part.ingest()) {
                     ingest.include(part);
                 }
                 commit(disk, ingest, name, resolved)
