@@ -42,7 +42,7 @@ pub(super) fn fill(
     old: Option<&Value>,
     taking: &mut Taking<'_>,
 ) -> Result<(), Refusal> {
-    cluster_address(new, taking)?;
+    cluster_address(new, old, taking)?;
     if has_node_ports(new) {
         node_ports(new, old, taking)?;
     }
@@ -52,11 +52,19 @@ pub(super) fn fill(
     Ok(())
 }
 
-fn cluster_address(service: &mut Value, taking: &mut Taking<'_>) -> Result<(), Refusal> {
+fn cluster_address(
+    service: &mut Value,
+    old: Option<&Value>,
+    taking: &mut Taking<'_>,
+) -> Result<(), Refusal> {
     if !has_cluster_address(service) || is_headless(service) {
         return Ok(());
     }
     let given = text(service, "spec.clusterIP").to_string();
+    // What it has it keeps, even should the block be another one by now.
+    if !given.is_empty() && old.is_some_and(|old| text(old, "spec.clusterIP") == given) {
+        return Ok(());
+    }
     if given.is_empty() {
         let address = taking.next_address().ok_or_else(|| {
             Refusal::Exhausted("failed to allocate a serviceIP: range is full".to_string())

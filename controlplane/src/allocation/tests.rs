@@ -179,3 +179,13 @@ fn a_block_can_be_used_up() {
     drop(held);
     allocator.allocate(None, &mut cluster_ip("")).unwrap();
 }
+
+#[test]
+fn an_address_of_another_block_is_kept() {
+    let allocator = allocator();
+    let old = cluster_ip("10.99.0.7");
+    let reservation = allocator.allocate(Some(&old), &mut old.clone()).unwrap();
+    assert!(reservation.items.is_empty());
+    let said = refusal(allocator.allocate(Some(&old), &mut cluster_ip("10.99.0.8")));
+    assert!(said.contains("not in the valid range"), "{said}");
+}
