@@ -310,31 +310,43 @@ fn a_pod_reaches_the_api_with_its_own_token() {
     let slice = cluster
         .get("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes")
         .expect("the API server's address");
-    let address = slice["endpoints"][0]["addresses"][0]
-        .as_str()
-        .expect("an address");
-    let port = &slice["ports"][0]["port"];
-    // From inside the pod's network.
-    let pid = cluster.container_pid("box", "main");
-    let whoami = Command::new("nsenter")
-        .args(["--net", "--target", &pid.to_string()])
-        .arg(images::kubectl())
-        .args(["--kubeconfig=/dev/null", "--token", &token])
-        .arg(format!("--server=https://{address}:{port}"))
-        .arg(format!("--certificate-authority={}", authority.display()))
-        .args([
-            "auth",
-            "whoami",
-            "-o",
-            "jsonpath={.status.userInfo.username}",
-        ])
-        .env("HOME", cluster.scratch())
-        .output()
-        .expect("nsenter");
-    assert_eq!(
-        String::from_utf8_lossy(&whoami.stdout),
-        "system:serviceaccount:default:default",
-        "{}",
-        String::from_utf8_lossy(&whoami.stderr)
+    let address = slice["endpoints"][0]["addresses"][0].as_str();
+    let own = format!(
+        "{}:{}",
+        address.expect("an address"),
+        slice["ports"][0]["port"]
     );
+    let service = cluster.service("kubernetes").expect("the Service");
+    let service = service["spec"]["clusterIP"]
+        .as_str()
+        .expect("an address")
+        .to_string();
+    // From inside the pod's network: where the API listens for pods, and through the Service.
+    let pid = cluster.container_pid("box", "main");
+    for server in [&own, &service] {
+        let whoami = Command::new("nsenter")
+            .args(["--net", "--target", &pid.to_string()])
+            .arg(images::kubectl())
+            .args(["--kubeconfig=/dev/null", "--token", &token])
+            .arg(format!("--server=https://{server}"))
+            .arg(format!("--certificate-authority={}", authority.display()))
+            .args([
+                "auth",
+                "whoami",
+                "-o",
+                "jsonpath={.status.userInfo.username}",
+            ])
+            .env("HOME", cluster.scratch())
+            .output()
+            .expect("nsenter");
+        assert_eq!(
+            String::from_utf8_lossy(&whoami.stdout),
+            "system:serviceaccount:default:default",
+            "{server}: {}",
+            String::from_utf8_lossy(&whoami.stderr)
+        );
+    }
+    // And by its name, as clients in pods look for it.
+    let found = cluster.kubectl("exec box -- nslookup kubernetes.default.svc.cluster.local");
+    assert!(found.contains(&service), "{found}");
 }
