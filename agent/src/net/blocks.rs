@@ -46,7 +46,7 @@ impl ClusterBlocks {
     }
 
     fn candidates() -> impl Iterator<Item = Self> {
-        let even = |second: &u8| second % 2 == 0;
+        let even = |second: &u8| second.is_multiple_of(2);
         (FIRST..=254)
             .chain(0..FIRST)
             .filter(even)

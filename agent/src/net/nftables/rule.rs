@@ -105,7 +105,7 @@ impl Rule {
     }
 
     /// The source, or else the destination, is an address of this host.
-    pub(in crate::net) fn is_local(self, address: Field) -> Self {
+    pub(in crate::net) fn when_local(self, address: Field) -> Self {
         const RESULT_ADDRTYPE: u32 = 3;
         const RTN_LOCAL: u32 = 2;
         let which = match address {
@@ -121,14 +121,14 @@ impl Rule {
     }
 
     /// The connection's destination was rewritten.
-    pub(in crate::net) fn is_redirected(self) -> Self {
+    pub(in crate::net) fn when_redirected(self) -> Self {
         const CT_STATUS: u32 = 2;
         const IPS_DST_NAT: u32 = 1 << 5;
         self.connection_has(CT_STATUS, IPS_DST_NAT)
     }
 
     /// The first packet of a connection.
-    pub(in crate::net) fn is_new(self) -> Self {
+    pub(in crate::net) fn when_new(self) -> Self {
         const CT_STATE: u32 = 0;
         const STATE_NEW: u32 = 1 << 3;
         self.connection_has(CT_STATE, STATE_NEW)
@@ -142,7 +142,7 @@ impl Rule {
     }
 
     /// Came in by a link of this group.
-    pub(in crate::net) fn from_group(self, group: u32) -> Self {
+    pub(in crate::net) fn through_group(self, group: u32) -> Self {
         const META_IIFGROUP: u32 = 20;
         let load = Attributes::default()
             .number(1, KEY)
@@ -195,13 +195,13 @@ impl Rule {
     }
 
     /// The key is in the set.
-    pub(in crate::net) fn is_in(self, set: &str) -> Self {
+    pub(in crate::net) fn when_in(self, set: &str) -> Self {
         let look_up = Attributes::default().text(1, set).number(2, KEY);
         self.expression("lookup", look_up)
     }
 
     /// The key is not in the set.
-    pub(in crate::net) fn is_not_in(self, set: &str) -> Self {
+    pub(in crate::net) fn when_not_in(self, set: &str) -> Self {
         const INVERT: u32 = 1;
         let look_up = Attributes::default()
             .text(1, set)

@@ -71,7 +71,7 @@ pub(super) fn foundation(transaction: &mut Transaction<'_>, blocks: &Blocks) {
     }
     // A pod never speaks to the host's own loopback, although answers from host ports may go there.
     let forged = Rule::default()
-        .from_group(blocks.link_group)
+        .through_group(blocks.link_group)
         .ipv4()
         .inside(Field::Destination, LOOPBACK);
     transaction.rule("guard", forged.then(Verdict::Drop));
@@ -81,7 +81,7 @@ pub(super) fn foundation(transaction: &mut Transaction<'_>, blocks: &Blocks) {
     }
     services(transaction);
     source_nat(transaction, blocks);
-    let unserved = Rule::default().is_new().ipv4().then(jump("unserved"));
+    let unserved = Rule::default().when_new().ipv4().then(jump("unserved"));
     for chain in ["filter-input", "filter-forward", "filter-output"] {
         transaction.rule(chain, unserved.clone());
     }
@@ -112,7 +112,7 @@ fn services(transaction: &mut Transaction<'_>) {
     let mut rule = |rule| transaction.rule("services", rule);
     rule(Rule::default().key(TO_ADDRESS).follow(SERVICE_IPS));
     rule(Rule::default().key(TO_ADDRESS).find(HOST_IPS).redirect());
-    let local = || Rule::default().is_local(Field::Destination);
+    let local = || Rule::default().when_local(Field::Destination);
     rule(
         local()
             .outside(Field::Destination, LOOPBACK)
@@ -125,43 +125,43 @@ fn services(transaction: &mut Transaction<'_>) {
 fn source_nat(transaction: &mut Transaction<'_>, blocks: &Blocks) {
     let mut rule = |rule| transaction.rule("postrouting", rule);
     rule(Rule::default().not_ipv4().then(Verdict::Accept));
-    rule(Rule::default().is_redirected().then(goto("redirected")));
+    rule(Rule::default().when_redirected().then(goto("redirected")));
     let leaving = Rule::default()
         .inside(Field::Source, blocks.node)
         .outside(Field::Destination, blocks.cluster)
         .key(&[Field::Destination])
-        .is_not_in(PEERS);
+        .when_not_in(PEERS);
     rule(leaving.masquerade());
 
     let mut rule = |rule| transaction.rule("redirected", rule);
     // A pod that reaches itself must see somebody else, or its answer would not come back here.
     let to_itself = Rule::default().key(&[Field::Source, Field::Destination]);
-    rule(to_itself.is_in(HAIRPIN).send_from(blocks.node_address));
+    rule(to_itself.when_in(HAIRPIN).send_from(blocks.node_address));
     // The same for a process of the host whose source is its loopback address.
     let from_loopback = Rule::default().inside(Field::Source, LOOPBACK);
     rule(from_loopback.then(goto("as-node")));
-    let to_host = Rule::default().is_local(Field::Destination);
+    let to_host = Rule::default().when_local(Field::Destination);
     rule(to_host.then(Verdict::Accept));
     let in_cluster = Rule::default().inside(Field::Source, blocks.cluster);
     let between_pods = in_cluster
         .clone()
         .inside(Field::Destination, blocks.cluster);
     rule(between_pods.then(Verdict::Accept));
-    let to_peer = in_cluster.key(&[Field::Destination]).is_in(PEERS);
+    let to_peer = in_cluster.key(&[Field::Destination]).when_in(PEERS);
     rule(to_peer.then(Verdict::Accept));
-    let from_host = Rule::default().is_local(Field::Source);
+    let from_host = Rule::default().when_local(Field::Source);
     rule(from_host.then(goto("as-node")));
     let sent_to = [
         Field::OriginalDestination,
         Field::Protocol,
         Field::OriginalPort,
     ];
-    let kept = Rule::default().key(&sent_to).is_in(KEEP_SOURCE_IPS);
+    let kept = Rule::default().key(&sent_to).when_in(KEEP_SOURCE_IPS);
     rule(kept.then(Verdict::Accept));
     let kept = Rule::default()
         .outside(Field::OriginalDestination, blocks.services)
         .key(&[Field::Protocol, Field::OriginalPort])
-        .is_in(KEEP_SOURCE_PORTS);
+        .when_in(KEEP_SOURCE_PORTS);
     rule(kept.then(Verdict::Accept));
     rule(Rule::default().then(goto("as-node")));
 
@@ -177,11 +177,11 @@ fn refusals(transaction: &mut Transaction<'_>, blocks: &Blocks) {
     transaction.rule("refuse", Rule::default().reject());
     let mut rule = |rule| transaction.rule("unserved", rule);
     rule(Rule::default().key(TO_ADDRESS).follow(UNSERVED_IPS));
-    let local = Rule::default().is_local(Field::Destination);
+    let local = Rule::default().when_local(Field::Destination);
     rule(local.key(TO_PORT).follow(UNSERVED_PORTS));
     let in_block = Rule::default().inside(Field::Destination, blocks.services);
     let other_port = in_block.clone().key(&[Field::Destination]);
-    rule(other_port.is_in(CLUSTER_IPS).then(goto("refuse")));
+    rule(other_port.when_in(CLUSTER_IPS).then(goto("refuse")));
     rule(in_block.then(Verdict::Drop));
 }
 
@@ -225,7 +225,7 @@ pub(super) fn rules(name: &str, chain: &Chain, blocks: &Blocks) -> Vec<Rule> {
         }
         Chain::Outside { all, local } => {
             let pods = Rule::default().inside(Field::Source, blocks.cluster);
-            let host = Rule::default().is_local(Field::Source);
+            let host = Rule::default().when_local(Field::Source);
             let mut rules = vec![pods.then(goto(all)), host.then(goto(all))];
             rules.extend(
                 local

@@ -32,7 +32,7 @@ fn program(service: &Service, slices: &[Slice]) -> Program {
     service.program("ns/web", slices.iter(), own_pods())
 }
 
-fn endpoints<'a>(program: &'a Program, chain: &str) -> Vec<String> {
+fn endpoints(program: &Program, chain: &str) -> Vec<String> {
     match &program.chains[chain] {
         Chain::Spread { endpoints, .. } => endpoints.iter().map(ToString::to_string).collect(),
         other => panic!("{chain}: {other:?}"),
