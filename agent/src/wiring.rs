@@ -202,7 +202,12 @@ impl PodNetwork for Network {
     }
 }
 
+#[async_trait]
 impl ServiceDirectory for Directory {
+    async fn known(&self) {
+        Directory::known(self).await;
+    }
+
     fn services(&self, namespace: &str) -> Option<Vec<ServiceAddress>> {
         Directory::services(self, namespace)
     }

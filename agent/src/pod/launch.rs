@@ -93,7 +93,7 @@ impl Launch {
             container,
             ..
         } = self;
-        let services = service_env::of(&*node.services, pod)?;
+        let services = service_env::of(&*node.services, pod).await?;
         let ips = &self.live.ips;
         let env = env::resolve(&*node.api, pod, container, ips, &node.facts, &services).await?;
         let (log_dir, mounts) = {

@@ -347,7 +347,10 @@ pub(crate) struct ScriptedServices {
     pub(crate) known: Mutex<Option<Vec<ServiceAddress>>>,
 }
 
+#[async_trait]
 impl ServiceDirectory for ScriptedServices {
+    async fn known(&self) {}
+
     fn services(&self, _: &str) -> Option<Vec<ServiceAddress>> {
         self.known.lock().unwrap().clone()
     }

@@ -109,7 +109,11 @@ pub trait PodNetwork: Send + Sync + 'static {
 }
 
 /// Knows the services that pods find in their environment.
+#[async_trait]
 pub trait ServiceDirectory: Send + Sync + 'static {
+    /// Resolves once all services are known.
+    async fn known(&self);
+
     /// The services of a namespace that have addresses, by name; `None` as long as not all are known.
     fn services(&self, namespace: &str) -> Option<Vec<ServiceAddress>>;
 }

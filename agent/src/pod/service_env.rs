@@ -1,7 +1,10 @@
 //! The services that a container finds in its environment: `KUBERNETES_SERVICE_HOST` and the like, and the variables
 //! that Docker's links once made (kubelet `envvars`).
 
+use std::time::Duration;
+
 use k8s_openapi::api::core::v1::Pod;
+use tokio::time::timeout;
 
 use super::seams::ServiceDirectory;
 use crate::net::dns::ServiceAddress;
@@ -10,14 +13,19 @@ use crate::net::dns::ServiceAddress;
 const API_NAMESPACE: &str = "default";
 const API_SERVICE: &str = "kubernetes";
 
+/// For the services to be read.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// Variables for the pod's containers: the API's service, and with `enableServiceLinks` those of its namespace.
 ///
 /// # Errors
 /// The kubelet's words when services are not known yet.
-pub(super) fn of(
+pub(super) async fn of(
     directory: &dyn ServiceDirectory,
     pod: &Pod,
 ) -> Result<Vec<(String, String)>, String> {
+    // An agent that has just started knows them in a moment.
+    let _ = timeout(PATIENCE, directory.known()).await;
     let unknown = "services have not yet been read at least once, cannot construct envvars";
     let services = |namespace: &str| {
         let found = directory.services(namespace);
@@ -85,7 +93,10 @@ mod tests {
         }
     }
 
+    #[async_trait::async_trait]
     impl ServiceDirectory for Two {
+        async fn known(&self) {}
+
         fn services(&self, namespace: &str) -> Option<Vec<ServiceAddress>> {
             Some(match namespace {
                 "default" => vec![
@@ -102,15 +113,15 @@ mod tests {
         }
     }
 
-    fn env(namespace: &str, links: Option<bool>) -> Result<Vec<String>, String> {
+    async fn env(namespace: &str, links: Option<bool>) -> Result<Vec<String>, String> {
         let pod = serde_json::from_value(json!({"metadata": {"namespace": namespace},
             "spec": {"containers": [], "enableServiceLinks": links}}));
-        let found = of(&Two, &pod.unwrap())?;
+        let found = of(&Two, &pod.unwrap()).await?;
         Ok(found.into_iter().map(|(k, v)| format!("{k}={v}")).collect())
     }
 
-    #[test]
-    fn as_the_kubelet_writes_them() {
+    #[tokio::test]
+    async fn as_the_kubelet_writes_them() {
         let api = [
             "KUBERNETES_SERVICE_HOST=10.43.0.1",
             "KUBERNETES_SERVICE_PORT=443",
@@ -135,14 +146,18 @@ mod tests {
             "MY_DB_PORT_53_UDP_PORT=53",
             "MY_DB_PORT_53_UDP_ADDR=10.43.0.3",
         ];
-        assert_eq!(env("ns", None).unwrap(), [&api[..], &own[..]].concat());
-        assert_eq!(env("ns", Some(false)).unwrap(), api);
-        assert_eq!(env("default", None).unwrap().len(), api.len() + 1);
+        assert_eq!(
+            env("ns", None).await.unwrap(),
+            [&api[..], &own[..]].concat()
+        );
+        assert_eq!(env("ns", Some(false)).await.unwrap(), api);
+        assert_eq!(env("default", None).await.unwrap().len(), api.len() + 1);
         assert!(
             env("unknown", None)
+                .await
                 .unwrap_err()
                 .starts_with("services have not yet been read")
         );
-        assert_eq!(env("unknown", Some(false)).unwrap(), api);
+        assert_eq!(env("unknown", Some(false)).await.unwrap(), api);
     }
 }

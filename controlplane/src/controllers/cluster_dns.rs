@@ -1,7 +1,7 @@
 //! The Service `kube-dns` in `kube-system`: the one address by which every pod asks for names.
 //!
 //! It has no selector and no endpoints: each node leads the address to its own DNS server. It is made when it is missing,
-//! and otherwise left as it is, so that a person may give it a selector and other servers.
+//! and otherwise left as it is.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;

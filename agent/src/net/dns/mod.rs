@@ -37,7 +37,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::Cidr;
-use super::service_watch::Observer;
+use super::service_watch::{Change, Observer};
 use crate::logs::Watcher;
 use feed::Feed;
 use forward::Forwarder;
@@ -83,6 +83,7 @@ pub struct Dns {
     sockets: Sockets,
     zone: Arc<RwLock<Zone>>,
     changed: Arc<Notify>,
+    complete: Arc<watch::Sender<bool>>,
 }
 
 impl Dns {
@@ -99,10 +100,12 @@ impl Dns {
         })?;
         let copy = config.copy.clone();
         let zone = tokio::task::spawn_blocking(move || feed::load(&copy)).await;
+        let zone = zone.unwrap_or_default();
         Ok(Self {
             config,
             sockets,
-            zone: Arc::new(RwLock::new(zone.unwrap_or_default())),
+            complete: Arc::new(watch::channel(zone.complete).0),
+            zone: Arc::new(RwLock::new(zone)),
             changed: Arc::default(),
         })
     }
@@ -115,13 +118,20 @@ impl Dns {
     /// Takes the cluster's names in.
     pub fn observer(&self) -> Observer {
         let mut feed = Feed::new(self.zone.clone(), self.changed.clone());
-        Box::new(move |change| feed.take(change))
+        let complete = self.complete.clone();
+        Box::new(move |change| {
+            feed.take(change);
+            if matches!(change, Change::Complete) {
+                complete.send_replace(true);
+            }
+        })
     }
 
     /// What it knows of services, for others on this node.
     pub fn directory(&self) -> Directory {
         Directory {
             zone: self.zone.clone(),
+            complete: self.complete.subscribe(),
         }
     }
 
@@ -132,6 +142,7 @@ impl Dns {
             sockets,
             zone,
             changed,
+            ..
         } = self;
         let (sender, servers) = watch::channel(Arc::from([]));
         let follow = Follow {
@@ -169,6 +180,7 @@ fn cluster_domain() -> Name {
 #[derive(Clone)]
 pub struct Directory {
     zone: Arc<RwLock<Zone>>,
+    complete: watch::Receiver<bool>,
 }
 
 /// A service that has an address of its own.
@@ -189,6 +201,12 @@ pub struct ServicePort {
 }
 
 impl Directory {
+    /// Resolves once all services are known.
+    pub async fn known(&self) {
+        // An error means that the server ended, and the agent with it.
+        let _ = self.complete.clone().wait_for(|complete| *complete).await;
+    }
+
     /// The services of a namespace that have addresses, by name; `None` as long as not all are known.
     pub fn services(&self, namespace: &str) -> Option<Vec<ServiceAddress>> {
         let zone = self.zone.read().unwrap_or_else(PoisonError::into_inner);

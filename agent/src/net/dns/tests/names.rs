@@ -2,6 +2,7 @@
 
 use hickory_proto::rr::{RData, RecordType};
 use serde_json::json;
+use tokio::sync::watch;
 
 use super::{Bench, query, summary};
 use crate::net::dns::Directory;
@@ -301,6 +302,7 @@ fn others_learn_the_services_of_a_namespace() {
     let bench = Bench::furnished(&[]);
     let directory = Directory {
         zone: bench.server.zone.clone(),
+        complete: watch::channel(true).1,
     };
     let found = directory.services("ns").unwrap();
     assert_eq!(found.len(), 1);
