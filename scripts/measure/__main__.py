@@ -6,6 +6,7 @@ import platform
 import sys
 import tempfile
 
+import dns
 import podman
 import pull
 import runc
@@ -22,9 +23,9 @@ def main():
     options.add_argument("--images", required=True, help="directory with nginx.tar and busybox.tar")
     options.add_argument("--output", default="target/bench.json", help="the JSON file (default: %(default)s)")
     options.add_argument("--runs", type=int, default=5, help="runs of each step (default: %(default)s)")
-    options.add_argument("--only", choices=["skiff", "services", "images", "podman", "runc"], action="append", help="measure just this (repeatable)")
+    options.add_argument("--only", choices=["skiff", "services", "dns", "images", "podman", "runc"], action="append", help="measure just this (repeatable)")
     args = options.parse_args()
-    subjects = args.only or ["skiff", "services", "images", "podman", "runc"]
+    subjects = args.only or ["skiff", "services", "dns", "images", "podman", "runc"]
 
     report = Report()
     report.header()
@@ -34,6 +35,9 @@ def main():
     if "services" in subjects:
         with tempfile.TemporaryDirectory(prefix="measure-services-", dir=os.path.dirname(args.output) or ".") as scratch:
             services.measure(report, args.runs, args.images, args.skiff, args.kubectl, os.path.abspath(scratch))
+    if "dns" in subjects:
+        with tempfile.TemporaryDirectory(prefix="measure-dns-", dir=os.path.dirname(args.output) or ".") as scratch:
+            dns.measure(report, args.runs, args.skiff, args.kubectl, os.path.abspath(scratch))
     if "images" in subjects:
         cache = os.path.abspath(os.path.dirname(args.output) or ".")
         unpack.measure(report, args.runs, args.skiff, cache)
