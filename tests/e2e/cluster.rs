@@ -22,6 +22,8 @@ pub(crate) struct Cluster {
     registries: Option<PathBuf>,
     runtime: tokio::runtime::Runtime,
     client: Option<kube::Client>,
+    /// More options of `skiff up`.
+    options: Vec<String>,
 }
 
 /// A port that no other test uses, below those that the kernel hands out; free again when dropped.
@@ -85,7 +87,13 @@ impl Cluster {
             registries: None,
             runtime,
             client: None,
+            options: Vec::new(),
         }
+    }
+
+    /// Gives `skiff up` an option, when it is started next.
+    pub(crate) fn option(&mut self, name: &str, value: &str) {
+        self.options.extend([name.to_owned(), value.to_owned()]);
     }
 
     pub(crate) fn data_dir(&self) -> PathBuf {
@@ -124,6 +132,7 @@ impl Cluster {
             Some(config) => command.arg("--registry-config").arg(config),
             None => command.arg("--offline"),
         };
+        command.args(&self.options);
         command
     }
 

@@ -16,6 +16,7 @@ mod client;
 mod crashes;
 mod data_plane;
 mod deployment;
+mod dns;
 mod durability;
 mod inspection;
 mod isolation;
