@@ -3,10 +3,12 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::Args;
+use skiff_agent::net::ClusterBlocks;
 use tracing::info;
 
-use crate::control_plane::{ControlPlaneArgs, cluster_blocks, publish};
+use crate::control_plane::{ControlPlaneArgs, publish};
 use crate::data_dir::{self, DataDir};
 use crate::preflight;
 use crate::serving::{self, StopSignals, announce};
@@ -34,7 +36,12 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
 async fn serve(args: &ServerArgs, data_dir: &DataDir) -> anyhow::Result<()> {
     let mut signals = StopSignals::listen()?;
     let start = async {
-        let blocks = cluster_blocks(data_dir).await?;
+        let identity = data_dir.identity().clone();
+        let chosen =
+            tokio::task::spawn_blocking(move || ClusterBlocks::choose_for_others(&identity));
+        let blocks = chosen
+            .await?
+            .context("no address blocks for pods and services")?;
         let config = args.control_plane.config(data_dir, blocks);
         let (control_plane, url) = args.control_plane.start(data_dir, config).await?;
         let address = control_plane

@@ -8,6 +8,7 @@
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -60,27 +61,50 @@ impl ClusterBlocks {
     /// the data directory can't be read or written.
     pub fn choose(identity: &Identity) -> Result<Self, NetworkError> {
         let host = Netlink::route().map_err(host_error("opening a netlink socket"))?;
-        let path = identity.data_dir().join("blocks.json");
+        if let Some(before) = Self::recorded(identity)? {
+            before.claim(&host, identity)?;
+            return Ok(before);
+        }
+        let path = record_path(identity);
         let state = |source| NetworkError::State {
             path: path.clone(),
             source,
         };
-        match fs::read(&path) {
-            Ok(text) => {
-                let before: Self =
-                    serde_json::from_slice(&text).map_err(|e| state(io::Error::from(e)))?;
-                before.claim(&host, identity)?;
-                return Ok(before);
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(state(error)),
-        }
         let chosen = Self::claim_free(&host, identity)?;
         let text = serde_json::to_vec(&chosen).map_err(|e| state(io::Error::from(e)))?;
         let new = path.with_extension("new");
         fs::write(&new, text).map_err(state)?;
         fs::rename(&new, &path).map_err(state)?;
         Ok(chosen)
+    }
+
+    /// As [`Self::choose`] for a control plane whose host is no node: nothing stays claimed, since
+    /// the nodes claim what they use, one on this host too.
+    ///
+    /// # Errors
+    /// As [`Self::choose`].
+    pub fn choose_for_others(identity: &Identity) -> Result<Self, NetworkError> {
+        if let Some(before) = Self::recorded(identity)? {
+            return Ok(before);
+        }
+        let chosen = Self::choose(identity)?;
+        let host = Netlink::route().map_err(host_error("opening a netlink socket"))?;
+        node::release_claims(&host, identity)?;
+        Ok(chosen)
+    }
+
+    /// What this cluster had before.
+    fn recorded(identity: &Identity) -> Result<Option<Self>, NetworkError> {
+        let path = record_path(identity);
+        let state = |source| NetworkError::State {
+            path: path.clone(),
+            source,
+        };
+        match fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text).map_err(|e| state(io::Error::from(e))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(state(error)),
+        }
     }
 
     /// Claims both blocks for this identity.
@@ -106,6 +130,10 @@ impl ClusterBlocks {
         }
         Err(NetworkError::NoFreeBlocks)
     }
+}
+
+fn record_path(identity: &Identity) -> PathBuf {
+    identity.data_dir().join("blocks.json")
 }
 
 #[cfg(test)]

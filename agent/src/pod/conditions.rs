@@ -26,6 +26,23 @@ pub const OWNED: [&str; 4] = [
     "ContainersReady",
 ];
 
+/// Whether somebody set a condition of the node's later than the node did: the control plane, while
+/// it could not hear the node. An older status of our own that comes back is none.
+pub fn were_overruled(ours: Option<&PodStatus>, theirs: Option<&PodStatus>) -> bool {
+    let all = |status: Option<&PodStatus>| {
+        let conditions = status.and_then(|s| s.conditions.clone());
+        conditions.unwrap_or_default()
+    };
+    let theirs = all(theirs);
+    all(ours).iter().any(|own| {
+        let since = |c: &PodCondition| c.last_transition_time.as_ref().map(|time| time.0);
+        OWNED.contains(&own.type_.as_str())
+            && theirs.iter().any(|other| {
+                other.type_ == own.type_ && other.status != own.status && since(other) > since(own)
+            })
+    })
+}
+
 /// A condition's verdict: true, or false with a reason and a message.
 #[derive(Clone)]
 enum Verdict {
@@ -198,4 +215,33 @@ fn unready<'a>(
         ));
     }
     (!messages.is_empty()).then(|| messages.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+    use super::*;
+
+    fn ready(status: &str, second: i64) -> PodStatus {
+        PodStatus {
+            conditions: Some(vec![PodCondition {
+                type_: "Ready".into(),
+                status: status.into(),
+                last_transition_time: Some(Time(Timestamp::from_second(second).unwrap())),
+                ..PodCondition::default()
+            }]),
+            ..PodStatus::default()
+        }
+    }
+
+    #[test]
+    fn only_a_later_word_overrules() {
+        let ours = ready("True", 100);
+        let overruled = |theirs: &PodStatus| were_overruled(Some(&ours), Some(theirs));
+        assert!(overruled(&ready("False", 110)));
+        assert!(!overruled(&ready("False", 90)), "our own, from before");
+        assert!(!overruled(&ready("True", 110)));
+        assert!(!were_overruled(None, Some(&ours)));
+    }
 }

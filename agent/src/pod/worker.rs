@@ -88,6 +88,8 @@ pub struct Worker {
     desired: watch::Receiver<Desired>,
     pub(super) pod: Arc<Pod>,
     pub(super) gone: bool,
+    /// Somebody else changed what the node says of this pod: it is to be said again.
+    overruled: bool,
     pub(super) pod_dir: PathBuf,
     pub(super) slots: Vec<Slot>,
     pub(super) sandbox: SandboxStage,
@@ -128,6 +130,7 @@ impl Worker {
             desired,
             pod,
             gone,
+            overruled: false,
             pod_dir,
             sandbox: SandboxStage::Absent,
             sandbox_retry: Retry::default(),
@@ -254,6 +257,7 @@ impl Worker {
         if labels(&pod) != labels(&self.pod) && crate::volume::needs_refresh(&pod) {
             self.refresh_at = Some(Instant::now());
         }
+        self.overruled |= conditions::were_overruled(self.status.as_ref(), pod.status.as_ref());
         self.pod = pod;
         self.gone |= gone;
     }
@@ -388,7 +392,8 @@ impl Worker {
             return;
         }
         let status = self.compute();
-        if self.status.as_ref().map(own_part).as_ref() != Some(&status) {
+        let is_news = self.status.as_ref().map(own_part).as_ref() != Some(&status);
+        if is_news || std::mem::take(&mut self.overruled) {
             self.writer.put(self.pod.clone(), status.clone());
             self.status = Some(status);
         }
