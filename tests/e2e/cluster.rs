@@ -22,8 +22,12 @@ pub(crate) struct Cluster {
     registries: Option<PathBuf>,
     runtime: tokio::runtime::Runtime,
     client: Option<kube::Client>,
-    /// More options of `skiff up`.
-    options: Vec<String>,
+    /// `up`, or `server` for a control plane without a node.
+    command: &'static str,
+    /// The nodes of `up --nodes`.
+    nodes: usize,
+    /// Beside what every cluster is started with.
+    pub(crate) options: Vec<String>,
 }
 
 /// A port that no other test uses, below those that the kernel hands out; free again when dropped.
@@ -87,6 +91,8 @@ impl Cluster {
             registries: None,
             runtime,
             client: None,
+            command: "up",
+            nodes: 0,
             options: Vec::new(),
         }
     }
@@ -94,6 +100,47 @@ impl Cluster {
     /// Gives `skiff up` an option, when it is started next.
     pub(crate) fn option(&mut self, name: &str, value: &str) {
         self.options.extend([name.to_owned(), value.to_owned()]);
+    }
+
+    /// A serving cluster of several nodes that have the demonstration images.
+    pub(crate) fn of_nodes(nodes: usize) -> Self {
+        let mut cluster = Self::new();
+        cluster.set_nodes(nodes);
+        cluster.up();
+        let images = images::demonstration();
+        for node in 1..=nodes {
+            let data = cluster.node_dir(&format!("node-{node}"));
+            for archive in ["nginx.tar", "busybox.tar"] {
+                let output = Command::new(env!("CARGO_BIN_EXE_skiff"))
+                    .args(["image", "import", "--data-dir"])
+                    .arg(&data)
+                    .arg(images.join(archive))
+                    .output()
+                    .expect("skiff starts");
+                succeeded("skiff image import", &output);
+            }
+        }
+        cluster
+    }
+
+    /// Has the cluster run nodes of its own on this host, once it is started.
+    pub(crate) fn set_nodes(&mut self, nodes: usize) {
+        self.nodes = nodes;
+        self.options = vec!["--nodes".to_owned(), nodes.to_string()];
+    }
+
+    /// A control plane without a node.
+    pub(crate) fn server(flags: &[&str]) -> Self {
+        let mut cluster = Self::new();
+        cluster.command = "server";
+        cluster.options = flags.iter().map(ToString::to_string).collect();
+        cluster.up();
+        cluster
+    }
+
+    /// The data directory of a node of `up --nodes`.
+    pub(crate) fn node_dir(&self, node: &str) -> PathBuf {
+        self.data_dir().join("nodes").join(node)
     }
 
     pub(crate) fn data_dir(&self) -> PathBuf {
@@ -126,11 +173,11 @@ impl Cluster {
     pub(crate) fn up_command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_skiff"));
         command
-            .args(["up", "--listen", &self.address(), "--data-dir"])
+            .args([self.command, "--listen", &self.address(), "--data-dir"])
             .arg(self.data_dir());
         match &self.registries {
             Some(config) => command.arg("--registry-config").arg(config),
-            None => command.arg("--offline"),
+            None => command.args((self.command == "up").then_some("--offline")),
         };
         command.args(&self.options);
         command
@@ -382,7 +429,12 @@ impl Drop for Cluster {
         };
         // `down --purge` removes the directory that the identity is computed from.
         fs::create_dir_all(self.data_dir()).expect("a data directory");
-        let left = host::traces(&self.identity());
+        let mut left = host::traces(&self.identity());
+        for node in 1..=self.nodes {
+            let data = self.node_dir(&format!("node-{node}"));
+            fs::create_dir_all(&data).expect("a data directory");
+            left.extend(host::traces(&Identity::of(&data).expect("it exists")));
+        }
         if failed {
             eprintln!("--- after down: {complaint} {left:#?}");
             return;
@@ -427,7 +479,7 @@ impl Cluster {
     }
 }
 
-fn succeeded(what: &str, output: &Output) -> String {
+pub(crate) fn succeeded(what: &str, output: &Output) -> String {
     assert!(
         output.status.success(),
         "{what}: {}\n{}{}",

@@ -1,0 +1,188 @@
+//! Several nodes: pods spread over them, and what happens when one is killed, cut off or drained.
+
+use serde_json::Value;
+
+use crate::cluster::Cluster;
+use crate::{host, wait};
+
+/// Pods that leave a lost node after a second, and are not put together.
+const SPREAD: &str = "
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  replicas: 3
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      tolerations:
+      - {key: node.kubernetes.io/unreachable, operator: Exists, effect: NoExecute, tolerationSeconds: 1}
+      - {key: node.kubernetes.io/not-ready, operator: Exists, effect: NoExecute, tolerationSeconds: 1}
+      containers:
+      - name: main
+        image: busybox
+        command: [sh, -c, \"echo I am $HOSTNAME; trap 'exit 0' TERM; while :; do sleep 1000 & wait $!; done\"]
+";
+
+#[test]
+fn pods_spread_over_nodes_and_leave_one_that_is_killed() {
+    let mut cluster = Cluster::of_nodes(3);
+    cluster.apply(SPREAD);
+    let pods = cluster.until_all_ready("app=web", 3);
+    let mut nodes: Vec<&str> = pods.iter().map(node_of).collect();
+    nodes.sort_unstable();
+    assert_eq!(nodes, ["node-1", "node-2", "node-3"]);
+    for pod in &pods {
+        let name = name_of(pod);
+        assert_eq!(
+            cluster.kubectl(&format!("logs {name}")),
+            format!("I am {name}\n")
+        );
+        assert_eq!(
+            cluster.kubectl(&format!("exec {name} -- hostname")),
+            format!("{name}\n")
+        );
+    }
+
+    let victim = pods
+        .iter()
+        .find(|pod| node_of(pod) == "node-2")
+        .expect("one");
+    let victim = name_of(victim).to_owned();
+    cluster.skiff(["node", "kill", "node-2"]);
+    until_ready_is(&mut cluster, "node-2", "Unknown");
+    assert_eq!(state_of(&cluster, "node-2"), "killed");
+    wait::until("the taints of a node that is gone", || {
+        let node = cluster.get("/api/v1/nodes/node-2")?;
+        let taints = node["spec"]["taints"].as_array()?.clone();
+        let has = |effect| {
+            taints
+                .iter()
+                .any(|t| t["key"] == "node.kubernetes.io/unreachable" && t["effect"] == effect)
+        };
+        (has("NoSchedule") && has("NoExecute")).then_some(())
+    });
+    let moved = cluster.until_all_ready("app=web", 3);
+    assert!(moved.iter().all(|pod| node_of(pod) != "node-2"));
+
+    cluster.skiff(["node", "start", "node-2"]);
+    until_ready_is(&mut cluster, "node-2", "True");
+    wait::until("the lost pod is cleaned up", || {
+        cluster.pod(&victim).is_none().then_some(())
+    });
+}
+
+#[test]
+fn a_node_that_is_cut_off_keeps_its_pods_and_comes_back() {
+    let mut cluster = Cluster::of_nodes(2);
+    cluster.apply(&SPREAD.replace("tolerationSeconds: 1", "tolerationSeconds: 600"));
+    cluster.until_all_ready("app=web", 3);
+    cluster.skiff(["node", "cut", "node-1"]);
+    assert_eq!(state_of(&cluster, "node-1"), "cut");
+    until_ready_is(&mut cluster, "node-1", "Unknown");
+    let running = containers(&cluster, "node-1");
+    assert!(!running.is_empty());
+    for pid in &running {
+        assert!(!host::command_line(*pid).is_empty(), "{pid} lives on");
+    }
+    cluster.skiff(["node", "heal", "node-1"]);
+    until_ready_is(&mut cluster, "node-1", "True");
+    cluster.until_all_ready("app=web", 3);
+    assert_eq!(containers(&cluster, "node-1"), running);
+}
+
+#[test]
+fn nodes_outlive_the_control_plane_and_come_back_with_it() {
+    let mut cluster = Cluster::of_nodes(2);
+    cluster.apply(&SPREAD.replace("tolerationSeconds: 1", "tolerationSeconds: 600"));
+    cluster.until_all_ready("app=web", 3);
+    let running = containers(&cluster, "node-1");
+    cluster.crash();
+    assert_eq!(state_of(&cluster, "node-1"), "running");
+    cluster.skiff(["node", "kill", "node-2"]);
+    cluster.options.clear();
+    cluster.up();
+    until_ready_is(&mut cluster, "node-1", "True");
+    assert_eq!(containers(&cluster, "node-1"), running);
+    assert_eq!(state_of(&cluster, "node-2"), "killed");
+    until_ready_is(&mut cluster, "node-2", "Unknown");
+    cluster.stop();
+    assert_eq!(state_of(&cluster, "node-1"), "stopped");
+    assert_eq!(containers(&cluster, "node-1"), running);
+}
+
+#[test]
+fn a_drain_waits_for_the_disruption_budget() {
+    let mut cluster = Cluster::of_nodes(2);
+    cluster.apply(SPREAD);
+    cluster.until_all_ready("app=web", 3);
+    cluster.apply(
+        "apiVersion: policy/v1\nkind: PodDisruptionBudget\nmetadata: {name: web}\nspec:\n  minAvailable: 3\n  selector: {matchLabels: {app: web}}\n",
+    );
+    let budget = "/apis/policy/v1/namespaces/default/poddisruptionbudgets/web";
+    wait::until("the budget is counted", || {
+        let budget = cluster.get(budget)?;
+        (budget["status"]["currentHealthy"] == 3).then_some(())
+    });
+    let refused = cluster.try_kubectl("drain node-1 --ignore-daemonsets --timeout=3s");
+    assert!(!refused.status.success());
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        said.contains("Cannot evict pod as it would violate the pod's disruption budget."),
+        "{said}"
+    );
+    cluster.kubectl("patch pdb web --type merge -p {\"spec\":{\"minAvailable\":1}}");
+    cluster.kubectl("drain node-1 --ignore-daemonsets --timeout=60s");
+    let pods = cluster.until_all_ready("app=web", 3);
+    assert!(pods.iter().all(|pod| node_of(pod) == "node-2"));
+    let nodes = cluster.kubectl("get nodes");
+    assert!(nodes.contains("Ready,SchedulingDisabled"), "{nodes}");
+    cluster.kubectl("uncordon node-1");
+}
+
+fn node_of(pod: &Value) -> &str {
+    pod["spec"]["nodeName"].as_str().unwrap_or_default()
+}
+
+fn name_of(pod: &Value) -> &str {
+    pod["metadata"]["name"].as_str().unwrap_or_default()
+}
+
+/// Waits for a node's Ready condition.
+pub(crate) fn until_ready_is(cluster: &mut Cluster, node: &str, status: &str) {
+    wait::until(&format!("{node}: Ready is {status}"), || {
+        let node = cluster.get(&format!("/api/v1/nodes/{node}"))?;
+        let conditions = node["status"]["conditions"].as_array()?.clone();
+        let ready = conditions.into_iter().find(|c| c["type"] == "Ready")?;
+        (ready["status"] == status).then_some(())
+    });
+}
+
+fn state_of(cluster: &Cluster, node: &str) -> String {
+    let listed = cluster.skiff(["node", "list", "-o", "json"]);
+    let listed: Value = serde_json::from_str(&listed).expect("JSON");
+    let listed = listed.as_array().expect("a list");
+    let found = listed.iter().find(|n| n["name"] == node).expect("the node");
+    found["state"].as_str().expect("a state").to_owned()
+}
+
+/// The processes of a node's containers.
+fn containers(cluster: &Cluster, node: &str) -> Vec<i32> {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_skiff"))
+        .args(["ps", "-o", "json", "--data-dir"])
+        .arg(cluster.node_dir(node))
+        .output()
+        .expect("skiff starts");
+    let listed = crate::cluster::succeeded("skiff ps", &output);
+    let listed: Value = serde_json::from_str(&listed).expect("JSON");
+    let listed = listed.as_array().expect("a list");
+    let running = listed.iter().filter(|c| c["state"] == "running");
+    let mut pids: Vec<i32> = running
+        .filter_map(|c| c["pid"].as_i64())
+        .map(|pid| pid as i32)
+        .collect();
+    pids.sort_unstable();
+    pids
+}
