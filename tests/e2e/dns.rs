@@ -221,7 +221,7 @@ fn pods_find_services_each_other_and_the_world() {
         "web.default.svc",
         "web.default.svc.cluster.local",
     ] {
-        let said = format!("ping -c1 -w1 {name} 2>&1");
+        let said = format!("ping -c1 -W1 {name} 2>&1");
         until_says(&cluster, &said, &[&format!("PING {name} ({web})")]);
     }
     for (question, wanted) in [
@@ -252,7 +252,7 @@ fn pods_find_services_each_other_and_the_world() {
         &format!("nslookup {backend} 2>&1"),
         &["name = first.db.default.svc.cluster.local"],
     );
-    until_says(&cluster, "ping -c1 -w1 one 2>&1", &["PING one (192.0.2.1)"]);
+    until_says(&cluster, "ping -c1 -W1 one 2>&1", &["PING one (192.0.2.1)"]);
     until_says(
         &cluster,
         "env",
