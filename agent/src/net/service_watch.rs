@@ -66,6 +66,8 @@ pub async fn run(client: Client, mut observers: Vec<Observer>) {
     .await;
 }
 
+// Short-lived and moved once: its size does not matter.
+#[allow(clippy::large_enum_variant)]
 enum Either {
     Service(Result<Event<Service>, watcher::Error>),
     Slice(Result<Event<EndpointSlice>, watcher::Error>),

@@ -97,7 +97,7 @@ mod tests {
             let wanted: SocketAddr = wanted.parse().unwrap();
             let found = seen.wait_for(|servers| **servers == [wanted]);
             let found = tokio::time::timeout(std::time::Duration::from_secs(20), found).await;
-            found.expect(&wanted.to_string()).unwrap();
+            assert!(found.is_ok_and(|f| f.is_ok()), "never {wanted}");
         };
         until("10.0.0.1:53").await;
         std::fs::write(&file, "nameserver 10.0.0.2\n").unwrap();
