@@ -45,19 +45,20 @@ fn main() {
         .expect("cargo can be started");
     assert!(status.success(), "building the shim failed");
     let shim = directory.join(&target).join("shim").join("skiff-shim");
+    let shim = fs::read(&shim).expect("the shim can be read");
+    // Compressed, since it is the largest single thing in the agent and written out only once.
+    let packed = zstd::encode_all(shim.as_slice(), 19).expect("memory does not fail to compress");
     // A copy that a later build of another profile can't replace under this one.
-    let copy = Path::new(&variable("OUT_DIR")).join("skiff-shim");
-    fs::copy(&shim, &copy).expect("the shim can be copied");
+    let copy = Path::new(&variable("OUT_DIR")).join("skiff-shim.zst");
+    fs::write(&copy, packed).expect("the compressed shim can be written");
     println!("cargo::rustc-env=SKIFF_SHIM={}", copy.display());
-    println!("cargo::rustc-env=SKIFF_SHIM_HASH={}", hash(&copy));
+    println!("cargo::rustc-env=SKIFF_SHIM_HASH={}", hash(&shim));
 }
 
 /// Tells one build of the shim from another.
-fn hash(path: &Path) -> String {
+fn hash(shim: &[u8]) -> String {
     let mut hasher = DefaultHasher::new();
-    fs::read(path)
-        .expect("the copy can be read")
-        .hash(&mut hasher);
+    shim.hash(&mut hasher);
     format!("{:016x}", hasher.finish())
 }
 

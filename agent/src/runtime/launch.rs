@@ -1,6 +1,5 @@
 //! The shim's executable, and starting it for a sandbox.
 
-use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -11,7 +10,7 @@ use super::error::RuntimeError;
 use super::types::SandboxConfig;
 use super::{CONFIG_FILE, Runtime};
 
-/// The shim: a static executable, built by this crate's build script.
+/// The shim: a static executable, built and compressed (zstd) by this crate's build script.
 static SHIM: &[u8] = include_bytes!(env!("SKIFF_SHIM"));
 
 /// Writes the shim's executable into `directory`, named by its content so that an upgraded
@@ -29,7 +28,9 @@ pub(super) fn install(directory: &Path) -> Result<PathBuf, RuntimeError> {
         .truncate(true)
         .mode(0o755)
         .open(&draft)
-        .and_then(|mut file| file.write_all(SHIM).and_then(|()| file.sync_all()))
+        .and_then(|mut file| {
+            zstd::stream::copy_decode(SHIM, &mut file).and_then(|()| file.sync_all())
+        })
         .and_then(|()| std::fs::rename(&draft, &path))
         .map_err(RuntimeError::io("writing", &path))?;
     Ok(path)
