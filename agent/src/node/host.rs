@@ -98,6 +98,9 @@ impl Pressure {
     }
 }
 
+/// Bytes that are enough, whatever the size of the file system.
+const PLENTY: i64 = 4 << 30;
+
 /// The file system that holds pods and images.
 pub(super) struct Storage {
     /// Bytes.
@@ -110,9 +113,11 @@ pub(super) struct Storage {
 
 impl Storage {
     /// Less than 5 % of the bytes or of the inodes are left, as k3s has it: images and pods
-    /// share one file system, which other things of the host share too.
+    /// share one file system, which other things of the host share too. What is plenty for any
+    /// pod is no shortage, however small a part of a large file system it is.
     fn is_short(&self) -> bool {
-        let bytes = i128::from(self.available) * 100 < i128::from(self.total) * 5;
+        let least = (self.total / 20).min(PLENTY);
+        let bytes = self.available < least;
         let inodes =
             self.inodes > 0 && u128::from(self.free_inodes) * 100 < u128::from(self.inodes) * 5;
         bytes || inodes
@@ -207,5 +212,24 @@ mod tests {
         let host = Host::look(Path::new("/"));
         assert!(host.cpus > 0 && host.memory_bytes > 0 && host.storage_bytes > 0);
         assert!(!host.kernel.is_empty() && !host.boot_id.is_empty());
+    }
+
+    #[test]
+    fn a_disk_is_short_below_a_twentieth_but_never_above_what_is_plenty() {
+        const GIB: i64 = 1 << 30;
+        let short = |total: i64, available: i64, free_inodes: u64| {
+            let storage = Storage {
+                total,
+                available,
+                inodes: 1000,
+                free_inodes,
+            };
+            storage.is_short()
+        };
+        assert!(short(20 * GIB, GIB - 1, 1000));
+        assert!(!short(20 * GIB, GIB, 1000));
+        assert!(short(1000 * GIB, 4 * GIB - 1, 1000));
+        assert!(!short(1000 * GIB, 4 * GIB, 1000));
+        assert!(short(20 * GIB, 10 * GIB, 49));
     }
 }
