@@ -80,7 +80,7 @@ impl Controller for LoadBalancerController {
         self.slices.synced().await;
         let mut services = self.services.list();
         services.retain(|service| is_balanced(service));
-        services.sort_by_key(|s| (s.creation_timestamp().map(|t| t.0), s.uid()));
+        services.sort_by_key(|service| precedence(service));
         let nodes = self.nodes.list();
         let offers: Vec<(String, String)> = nodes.iter().filter_map(|node| offer(node)).collect();
         let mut taken = HashSet::new();
@@ -166,6 +166,12 @@ impl LoadBalancerController {
     }
 }
 
+/// The older of two Services comes first; of the same second, the one that is answered already.
+fn precedence(service: &Service) -> impl Ord + use<> {
+    let created = service.creation_timestamp().map(|time| time.0);
+    (created, published(service).is_empty(), service.uid())
+}
+
 /// Whether the Service is one of those that this controller answers for.
 fn is_balanced(service: &Service) -> bool {
     service.spec.as_ref().is_some_and(|spec| {
@@ -218,6 +224,22 @@ fn service_of(slice: &EndpointSlice) -> Option<ObjectKey> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_the_same_second_the_one_that_is_answered_keeps_its_addresses() {
+        let service = |created: &str, uid: &str, ingress: serde_json::Value| -> Service {
+            serde_json::from_value(json!({
+                "metadata": {"creationTimestamp": created, "uid": uid},
+                "status": {"loadBalancer": {"ingress": ingress}},
+            }))
+            .unwrap()
+        };
+        let first = service("2026-01-01T00:00:00Z", "c", json!([]));
+        let answered = service("2026-01-01T00:00:01Z", "b", json!([{"ip": "192.0.2.1"}]));
+        let waiting = service("2026-01-01T00:00:01Z", "a", json!([]));
+        assert!(precedence(&first) < precedence(&answered));
+        assert!(precedence(&answered) < precedence(&waiting));
+    }
 
     #[test]
     fn nodes_that_are_ready_offer_their_address() {
