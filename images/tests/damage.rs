@@ -160,7 +160,10 @@ async fn assert_told(layout: &Layout, store: &Store, file: &str) {
         assert!(text.contains(part), "{part}: {text}");
     }
     let error = store
-        .export(&[one.clone()], layout.dir.path().join("out.tar"))
+        .export(
+            std::slice::from_ref(&one),
+            layout.dir.path().join("out.tar"),
+        )
         .await
         .unwrap_err();
     assert!(matches!(error, Error::Damaged { .. }), "{error}");

@@ -299,11 +299,8 @@ fn pax_records_say_what_headers_cannot() {
     let implied: Vec<String> = (1..=30).map(|n| "directory/".repeat(n)).collect();
     let mut undescribed: Vec<&str> = implied.iter().map(|p| p.trim_end_matches('/')).collect();
     undescribed.push("");
-    compare(
-        &[theirs],
-        (&[ours.clone()], vec![ours], PLAIN),
-        &undescribed,
-    );
+    let ours = [ours];
+    compare(&[theirs], (&ours, ours.to_vec(), PLAIN), &undescribed);
 }
 
 #[test]
@@ -337,13 +334,13 @@ fn every_format_that_gnu_tar_writes() {
     ] {
         let dir = tempfile::tempdir().unwrap();
         sources(dir.path(), options[0]);
-        let layer = gnu_tar(dir.path(), options);
+        let layers = [gnu_tar(dir.path(), options)];
         // umoci knows no sparse file in GNU's own format; the same file without holes it does.
         let theirs = match options[0] {
             "--format=gnu" | "--format=oldgnu" => gnu_tar(dir.path(), &options[..1]),
-            _ => layer.clone(),
+            _ => layers[0].clone(),
         };
-        compare(&[theirs], (&[layer.clone()], vec![layer], PLAIN), &[]);
+        compare(&[theirs], (&layers, layers.to_vec(), PLAIN), &[]);
     }
 }
 
