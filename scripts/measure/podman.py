@@ -35,12 +35,12 @@ default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
 
 
 class Podman:
-    def __init__(self, scratch):
+    def __init__(self, scratch, runroot=None):
         with open(f"{scratch}/containers.conf", "w", encoding="utf-8") as file:
             file.write(CONFIG)
         self.environment = {**os.environ, "CONTAINERS_CONF": f"{scratch}/containers.conf"}
         self.base = [
-            "podman", "--root", f"{scratch}/root", "--runroot", f"{scratch}/run", "--tmpdir", f"{scratch}/tmp",
+            "podman", "--root", f"{scratch}/root", "--runroot", runroot or f"{scratch}/run", "--tmpdir", f"{scratch}/tmp",
             "--cgroup-manager", "cgroupfs", "--runtime", "runc", "--events-backend", "none",
             "--storage-driver", "overlay",
         ]  # fmt: skip

@@ -99,19 +99,21 @@ class Podman:
 
     @contextlib.contextmanager
     def store(self, scratch):
-        own = podman.Podman(scratch)
+        # It refuses a run directory whose name is longer than 50 characters.
+        with tempfile.TemporaryDirectory(prefix="measure-", dir="/tmp") as runroot:
+            own = podman.Podman(scratch, runroot)
 
-        def pull():
-            os.environ.update(own.environment)
-            peak = unpack.peak_kb([*own.base, "pull", "--quiet", "--tls-verify=false", self.name])
-            return lambda: peak
+            def pull():
+                os.environ.update(own.environment)
+                peak = unpack.peak_kb([*own.base, "pull", "--quiet", "--tls-verify=false", self.name])
+                return lambda: peak
 
-        try:
-            yield pull
-        finally:
-            own("rmi", "--all", "--force", check=False)
-            # Its storage is bound to itself.
-            subprocess.run(["umount", "--quiet", f"{scratch}/root/overlay"], stderr=subprocess.DEVNULL, check=False)
+            try:
+                yield pull
+            finally:
+                own("rmi", "--all", "--force", check=False)
+                # Its storage is bound to itself.
+                subprocess.run(["umount", "--quiet", f"{scratch}/root/overlay"], stderr=subprocess.DEVNULL, check=False)
 
 
 class Containerd:
