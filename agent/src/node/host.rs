@@ -115,7 +115,7 @@ impl Storage {
     /// Less than 5 % of the bytes or of the inodes are left, as k3s has it: images and pods
     /// share one file system, which other things of the host share too. What is plenty for any
     /// pod is no shortage, however small a part of a large file system it is.
-    fn is_short(&self) -> bool {
+    pub(super) fn is_short(&self) -> bool {
         let least = (self.total / 20).min(PLENTY);
         let bytes = self.available < least;
         let inodes =

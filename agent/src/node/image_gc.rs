@@ -1,9 +1,10 @@
 //! Images that nothing uses go when the disk fills up, as the kubelet has it.
 //!
-//! Every five minutes, and at once when the node comes under disk pressure, the collector looks at the file
-//! system of the images. Above the high threshold it removes images until the low one is reached:
-//! those first that were not used for longest. One that a container uses, one that is younger
-//! than the minimum age, and one that came from a file (nothing could fetch it again) stay.
+//! Every five minutes, and at once when the node comes under disk pressure, the collector looks at
+//! the file system of the images. Above the high threshold it removes images until the low one is
+//! reached, under disk pressure all that it may: those first that were not used for longest. One
+//! that a container uses, one that is younger than the minimum age, and one that came from a file
+//! (nothing could fetch it again) stay. If one was too young, the next look is when it no longer is.
 //! The kubelet's `pkg/kubelet/images/image_gc_manager.go` is the specification.
 
 use std::collections::HashMap;
@@ -84,6 +85,8 @@ struct Record {
 struct Freed {
     wanted: u64,
     freed: u64,
+    /// When too little was freed: how long it is until another unused image is old enough.
+    ripe: Option<Duration>,
 }
 
 impl Collector {
@@ -108,14 +111,18 @@ impl Collector {
     /// Collects until dropped.
     pub(crate) async fn run(mut self) {
         self.detect(None).await;
+        let mut pause = PERIOD;
         loop {
-            let pressed = tokio::select! {
-                () = tokio::time::sleep(PERIOD) => false,
-                () = self.pressure.notified() => true,
-            };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.pressure.notified() => {}
+            }
+            pause = PERIOD;
             let dir = self.images.store.root().to_owned();
             let looked = tokio::task::spawn_blocking(move || host::storage(&dir)).await;
-            let wanted = match looked.ok().flatten() {
+            let disk = looked.ok().flatten();
+            let pressed = disk.as_ref().is_some_and(Storage::is_short);
+            let wanted = match disk {
                 // Anything that can go, goes, before pods have to.
                 Some(_) if pressed => Some(u64::MAX),
                 Some(disk) => self.policy.wanted(&disk),
@@ -128,6 +135,7 @@ impl Collector {
                 continue;
             };
             let freed = self.free(wanted, now).await;
+            pause = freed.ripe.map_or(PERIOD, |ripe| ripe.min(PERIOD));
             self.tell(freed, pressed);
         }
     }
@@ -162,15 +170,20 @@ impl Collector {
 
     async fn free(&mut self, wanted: u64, now: Instant) -> Freed {
         let mut candidates: Vec<(Record, Arc<Image>)> = Vec::new();
+        let mut ripe = None;
         for (image, in_use) in self.detect(Some(now)).await {
             let Some(record) = self.records.get(&image.manifest).copied() else {
                 continue;
             };
-            let young = record
-                .found
-                .is_some_and(|found| now.duration_since(found) < self.policy.minimum_age);
-            if !in_use && !image.pinned && !young {
-                candidates.push((record, image));
+            if in_use || image.pinned {
+                continue;
+            }
+            let age = record.found.map(|found| now.duration_since(found));
+            match age.and_then(|age| self.policy.minimum_age.checked_sub(age)) {
+                Some(left) if !left.is_zero() => {
+                    ripe = Some(ripe.map_or(left, |soonest: Duration| soonest.min(left)));
+                }
+                _ => candidates.push((record, image)),
             }
         }
         candidates.sort_by_key(|(record, _)| (record.used, record.found));
@@ -195,10 +208,15 @@ impl Collector {
             // The node's status lists its images.
             self.images.changed.notify_one();
         }
-        Freed { wanted, freed }
+        let ripe = ripe.filter(|_| freed < wanted);
+        Freed {
+            wanted,
+            freed,
+            ripe,
+        }
     }
 
-    fn tell(&mut self, Freed { wanted, freed }: Freed, pressed: bool) {
+    fn tell(&mut self, Freed { wanted, freed, .. }: Freed, pressed: bool) {
         let failed = !pressed && freed < wanted;
         if failed {
             let message = format!(
@@ -316,14 +334,16 @@ mod tests {
         add(&store, dir.path(), "d-young").await;
 
         let freed = collector.free(1, Instant::now()).await;
-        assert!(freed.freed > 1, "{freed:?}");
+        assert!(freed.freed > 1 && freed.ripe.is_none(), "{freed:?}");
         assert_eq!(names().await, ["a-recent", "b-held", "d-young"]);
-        collector.free(u64::MAX, Instant::now()).await;
+        let freed = collector.free(u64::MAX, Instant::now()).await;
         assert_eq!(names().await, ["b-held", "d-young"]);
+        // The young one is worth another look, and not before it is old enough.
+        assert_eq!(freed.ripe, Some(Duration::from_secs(120)));
         tokio::time::advance(Duration::from_secs(121)).await;
         let freed = collector.free(u64::MAX, Instant::now()).await;
         assert_eq!(names().await, ["b-held"]);
-        assert!(freed.freed < freed.wanted);
+        assert!(freed.freed < freed.wanted && freed.ripe.is_none());
     }
 
     #[tokio::test]
@@ -355,6 +375,7 @@ mod tests {
         let short = Freed {
             wanted: 9,
             freed: 2,
+            ripe: None,
         };
         collector.tell(short, false);
         collector.tell(short, false);
@@ -362,6 +383,7 @@ mod tests {
             Freed {
                 wanted: 9,
                 freed: 9,
+                ripe: None,
             },
             false,
         );
