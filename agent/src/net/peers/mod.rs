@@ -187,7 +187,7 @@ enum Way {
     Direct { link: u32 },
     /// Behind a router.
     Routed,
-    /// There is none, for now.
+    /// There is none at the moment.
     None,
 }
 
