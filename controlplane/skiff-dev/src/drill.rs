@@ -7,8 +7,8 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use serde::{Deserialize, Serialize};
 
-use crate::GoDuration;
 use crate::object::object;
+use crate::{DrillPlan, GoDuration};
 
 /// A rehearsal of one failure. Cluster-scoped: a drill may touch nodes and several namespaces, so whoever
 /// may create one is an operator of the cluster.
@@ -20,6 +20,11 @@ pub struct Drill {
 }
 
 object!(Drill, "Drill", "drills", DrillSpec, DrillStatus);
+
+impl Drill {
+    /// The finalizer that keeps a drill until what it did is undone.
+    pub const UNDO: &'static str = "skiff.dev/undo";
+}
 
 /// Which failure is rehearsed.
 #[derive(
@@ -427,6 +432,9 @@ pub struct DrillStatus {
     /// The cluster's Events about the drill's pods and nodes meanwhile.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub events: Vec<EventCount>,
+    /// What the controller needs to go on; absent once the drill is over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plan: Option<DrillPlan>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -434,8 +442,10 @@ pub struct DrillStatus {
 pub struct TimelineEntry {
     /// Seconds from the injection; negative before it.
     pub at: f64,
-    /// `injected`, `firstFailedProbe`, `detected`, `scheduled`, `started`, `ready`, `inService`, `lastFailedProbe`,
-    /// `healed`, `recovered` ...
+    /// Of the drill: `injected`, `refused`, `firstFailedProbe`, `detected`, `lastFailedProbe`, `recovered`, `undone`, `healed`.
+    /// Of a pod: `created`, `scheduled`, `started`, `terminated` (a container), `ready`, `notReady`, `inService`,
+    /// `outOfService`, `terminating`, `deleted`. Of a node: `ready`, `notReady`, `pressure`, `relieved`, `cordoned`,
+    /// `uncordoned`. Of an Event: `event`, with its reason and message as the detail.
     pub event: String,
     /// As `pod/web-1`, `node/n1`; empty when it is about the target as a whole.
     #[serde(default, skip_serializing_if = "String::is_empty")]

@@ -13,6 +13,7 @@
 mod drill;
 mod duration;
 mod object;
+mod plan;
 mod task;
 
 pub use drill::{
@@ -22,4 +23,7 @@ pub use drill::{
 };
 pub use duration::{GoDuration, InvalidDuration};
 pub use object::{GROUP, VERSION};
-pub use task::{Action, DrillTask, DrillTaskSpec, DrillTaskStatus, PodRef, ProbeTarget, TaskPhase};
+pub use plan::{Baseline, BaselinePod, DrillPlan, PlannedProbe, Scope, Victim};
+pub use task::{
+    Action, DrillTask, DrillTaskSpec, DrillTaskStatus, NumberRange, PodRef, ProbeTarget, TaskPhase,
+};

@@ -172,6 +172,10 @@ pub struct DrillTaskStatus {
     /// Of a probe: whether the last answer was good.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub healthy: Option<bool>,
+    /// Of a probe that is healthy: when the first good request was sent after the last one that failed, or the
+    /// first one at all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub healthy_since: Option<MicroTime>,
     /// Of a probe: when the first and the last request that failed were sent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub first_failed_at: Option<MicroTime>,
@@ -182,6 +186,17 @@ pub struct DrillTaskStatus {
     pub requests: Option<Requests>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub writes: Option<Writes>,
+    /// Of writes: the numbers of those that were acknowledged, in ascending ranges. Write number 7 of the
+    /// task `t` makes the Event `t-7`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub acknowledged: Vec<NumberRange>,
+}
+
+/// Whole numbers from `first` to `last`, both included.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NumberRange {
+    pub first: i64,
+    pub last: i64,
 }
 
 #[cfg(test)]
