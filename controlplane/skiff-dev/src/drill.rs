@@ -475,6 +475,9 @@ pub struct Requests {
     pub failed: i64,
     /// The longest time without a good answer, from the last one before to the first one after, in seconds.
     pub longest_gap: f64,
+    /// Sent more than 10 ms after their time, because the host of the prober was too busy.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub late: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latency: Option<Latency>,
     /// What was asked, as `http://10.43.0.7:80/`.
@@ -489,6 +492,10 @@ pub struct Requests {
     /// The course of it; 600 entries at most.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub buckets: Vec<ProbeBucket>,
+}
+
+fn is_zero(count: &i64) -> bool {
+    *count == 0
 }
 
 /// How long good answers took, in seconds.
