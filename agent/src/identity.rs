@@ -99,4 +99,9 @@ impl Identity {
     pub fn nft_table(&self) -> String {
         format!("skiff-{}", self.id)
     }
+
+    /// What the nftables tables of this node's drills are called, followed by the task's uid.
+    pub fn drill_table_prefix(&self) -> String {
+        format!("skiff-{}-drill-", self.id)
+    }
 }

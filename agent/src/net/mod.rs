@@ -17,6 +17,7 @@
 mod blocks;
 mod cidr;
 pub mod dns;
+pub(crate) mod faults;
 mod host_ports;
 mod ipam;
 mod netlink;
@@ -485,6 +486,7 @@ fn purge_blocking(identity: &Identity) -> Result<(), NetworkError> {
     veth::delete_group(&host, identity.link_group()).map_err(host_error("removing links"))?;
     node::release_claims(&host, identity)?;
     routes::remove_all(&host, identity)?;
+    faults::undo_all(identity).map_err(host_error("removing the nftables tables of drills"))?;
     let table = identity.nft_table();
     let mut transaction = Transaction::on(&table);
     transaction.delete_table();

@@ -1,6 +1,7 @@
 //! Real links and packets. Each test is a host of its own: a thread in a new network namespace,
 //! with everything that the network starts inheriting it.
 
+mod faults;
 mod peers;
 mod services;
 

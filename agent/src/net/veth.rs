@@ -37,7 +37,7 @@ use super::netlink::{Netlink, Request};
 pub(super) const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 /// All host ends share it: no two are ever on one link.
 const HOST_MAC: [u8; 6] = [0xee; 6];
-const POD_LINK: &str = "eth0";
+pub(super) const POD_LINK: &str = "eth0";
 const LOOPBACK_INDEX: u32 = 1;
 
 /// What a pod's link shall be.

@@ -254,6 +254,24 @@ pub(super) fn table_exists(table: &str) -> io::Result<bool> {
     }
 }
 
+/// The tables of the `inet` family whose names begin with `prefix`.
+pub(super) fn tables(prefix: &str) -> io::Result<Vec<String>> {
+    let request = Request {
+        kind: GET_TABLE,
+        flags: NLM_F_DUMP,
+        payload: family_header(FAMILY_INET, 0),
+    };
+    let mut found = Vec::new();
+    Netlink::netfilter()?.dump_raw(&request, |payload| {
+        let body = payload.get(4..).unwrap_or_default();
+        let name = attributes(body).find(|(kind, _)| *kind == 1);
+        let name = name.map(|(_, name)| String::from_utf8_lossy(name).into_owned());
+        found.extend(name.map(|name| name.trim_end_matches('\0').to_owned()));
+    })?;
+    found.retain(|name| name.starts_with(prefix));
+    Ok(found)
+}
+
 /// The elements of a map of clients, with the time that each lasts still.
 pub(super) fn clients(table: &str, map: &str) -> io::Result<Vec<Element>> {
     let mut payload = family_header(FAMILY_INET, 0);

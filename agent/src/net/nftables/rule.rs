@@ -42,6 +42,7 @@ pub(in crate::net) enum Field {
     Source,
     Destination,
     Protocol,
+    SourcePort,
     DestinationPort,
     /// The destination before it was rewritten.
     OriginalDestination,
@@ -65,6 +66,7 @@ impl Field {
         match self {
             Field::Source => payload(NETWORK_HEADER, 12, 4),
             Field::Destination => payload(NETWORK_HEADER, 16, 4),
+            Field::SourcePort => payload(TRANSPORT_HEADER, 0, 2),
             Field::DestinationPort => payload(TRANSPORT_HEADER, 2, 2),
             Field::Protocol => ("meta", into.clone().number(2, META_L4PROTO)),
             Field::OriginalDestination => connection(CT_DST_IP),
@@ -233,16 +235,10 @@ impl Rule {
 
     /// Finds one of the endpoints by chance, each as likely as any other.
     pub(in crate::net) fn choose(mut self, endpoints: &[SocketAddrV4]) -> Self {
-        const RANDOM: u32 = 1;
         if let [only] = endpoints {
             return self.found(*only);
         }
-        let count = Attributes::default()
-            .number(1, NUMBER)
-            .number(2, endpoints.len() as u32)
-            .number(3, RANDOM)
-            .number(4, 0);
-        self = self.expression("numgen", count);
+        self = self.random(endpoints.len() as u32);
         let element = |(number, endpoint): (u32, &SocketAddrV4)| {
             Element::new(Key::default().number(number), Data::Endpoint(*endpoint))
         };
@@ -253,6 +249,32 @@ impl Rule {
             found: Some(FOUND),
         });
         self
+    }
+
+    /// By chance, for so many of a hundred packets.
+    pub(in crate::net) fn when_chosen(mut self, percent: u8) -> Self {
+        self = self.random(100);
+        let chosen = 0..u32::from(percent.min(100));
+        self.expressions.push(Expression::Lookup {
+            set: anonymous(&[Type::Number], Leads::Nowhere),
+            elements: chosen
+                .map(|number| Element::new(Key::default().number(number), Data::None))
+                .collect(),
+            key: NUMBER,
+            found: None,
+        });
+        self
+    }
+
+    /// Draws one of the numbers from 0 on, `count` of them.
+    fn random(self, count: u32) -> Self {
+        const RANDOM: u32 = 1;
+        let draw = Attributes::default()
+            .number(1, NUMBER)
+            .number(2, count)
+            .number(3, RANDOM)
+            .number(4, 0);
+        self.expression("numgen", draw)
     }
 
     fn found(self, endpoint: SocketAddrV4) -> Self {
