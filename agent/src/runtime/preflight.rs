@@ -4,10 +4,12 @@
 //! is missing and what to do.
 
 use std::ffi::CString;
+use std::fs::File;
 use std::path::Path;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::stat::stat;
 
 use super::blocking;
 use super::cgroup::Layout;
@@ -53,6 +55,7 @@ fn check_all(data_dir: &Path) -> Result<(), Missing> {
     let data_dir = data_dir.to_owned();
     let trial = std::thread::spawn(move || {
         namespaces()?;
+        own_root()?;
         overlay(&data_dir)
     });
     trial
@@ -116,6 +119,28 @@ fn namespaces() -> Result<(), Missing> {
         })?;
     }
     Ok(())
+}
+
+/// Refuses a chroot: `pivot_root` would leave the host's root underneath each container's own, where `exec` arrives
+/// and where a process with CAP_SYS_CHROOT can go.
+///
+/// This thread has a mount namespace of its own; joining it leads to the root of the namespace.
+fn own_root() -> Result<(), Missing> {
+    let fail = |error: &dyn std::fmt::Display| {
+        Missing::new("mount namespaces", format!("looking at the root: {error}"))
+    };
+    let before = stat("/").map_err(|error| fail(&error))?;
+    let namespace = File::open("/proc/thread-self/ns/mnt").map_err(|error| fail(&error))?;
+    setns(namespace, CloneFlags::CLONE_NEWNS).map_err(|error| fail(&error))?;
+    let after = stat("/").map_err(|error| fail(&error))?;
+    if (before.st_dev, before.st_ino) == (after.st_dev, after.st_ino) {
+        return Ok(());
+    }
+    Err(Missing::new(
+        "a root of its own",
+        "skiff runs in a chroot, where containers could reach the host's files: enter the directory with \
+         pivot_root in a mount namespace instead (or use systemd-nspawn)",
+    ))
 }
 
 /// Mounts an overlay of directories in the data directory, in this thread's mount namespace.
