@@ -5,11 +5,11 @@
 
 use std::ffi::CString;
 use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
-use nix::sys::stat::stat;
 
 use super::blocking;
 use super::cgroup::Layout;
@@ -126,14 +126,10 @@ fn namespaces() -> Result<(), Missing> {
 ///
 /// This thread has a mount namespace of its own; joining it leads to the root of the namespace.
 fn own_root() -> Result<(), Missing> {
-    let fail = |error: &dyn std::fmt::Display| {
-        Missing::new("mount namespaces", format!("looking at the root: {error}"))
-    };
-    let before = stat("/").map_err(|error| fail(&error))?;
-    let namespace = File::open("/proc/thread-self/ns/mnt").map_err(|error| fail(&error))?;
-    setns(namespace, CloneFlags::CLONE_NEWNS).map_err(|error| fail(&error))?;
-    let after = stat("/").map_err(|error| fail(&error))?;
-    if (before.st_dev, before.st_ino) == (after.st_dev, after.st_ino) {
+    let before = root_mount()?;
+    let namespace = File::open("/proc/thread-self/ns/mnt").map_err(unseen_root)?;
+    setns(namespace, CloneFlags::CLONE_NEWNS).map_err(unseen_root)?;
+    if before == root_mount()? {
         return Ok(());
     }
     Err(Missing::new(
@@ -141,6 +137,19 @@ fn own_root() -> Result<(), Missing> {
         "skiff runs in a chroot, where containers could reach the host's files: enter the directory with \
          pivot_root in a mount namespace instead (or use systemd-nspawn)",
     ))
+}
+
+/// The kernel's number of the mount that `/` is on.
+fn root_mount() -> Result<String, Missing> {
+    let root = File::open("/").map_err(unseen_root)?;
+    let told = format!("/proc/thread-self/fdinfo/{}", root.as_raw_fd());
+    let told = std::fs::read_to_string(told).map_err(unseen_root)?;
+    let number = told.lines().find_map(|line| line.strip_prefix("mnt_id:"));
+    Ok(number.unwrap_or_default().trim().to_owned())
+}
+
+fn unseen_root(error: impl std::fmt::Display) -> Missing {
+    Missing::new("mount namespaces", format!("looking at the root: {error}"))
 }
 
 /// Mounts an overlay of directories in the data directory, in this thread's mount namespace.
