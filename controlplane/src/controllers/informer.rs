@@ -228,6 +228,12 @@ where
         })
     }
 
+    /// Puts an object there as if it had been listed.
+    #[cfg(test)]
+    pub(crate) fn put(&self, object: K) {
+        self.apply(object);
+    }
+
     fn apply(&self, object: K) {
         let handlers = self.handlers();
         self.apply_and_tell(object, &handlers);

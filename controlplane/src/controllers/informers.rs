@@ -61,10 +61,7 @@ impl Informers {
                     node.filter(|name| !name.is_empty())
                 }),
             ]),
-            services: Informer::new(&[(Index::Selector, |service| {
-                let selector = service.spec.as_ref()?.selector.as_ref()?;
-                selector.values().next().map(String::as_str)
-            })]),
+            services: services(),
             endpoints: Informer::new(&[]),
             endpoint_slices: Informer::new(&[(Index::Service, |slice| {
                 let labels = slice.metadata.labels.as_ref()?;
@@ -130,6 +127,14 @@ impl Informers {
                 async move { informer.run(api, config).await }
             });
     }
+}
+
+/// Of Services, which are found by what they select.
+pub(crate) fn services() -> Informer<Service> {
+    Informer::new(&[(Index::Selector, |service| {
+        let selector = service.spec.as_ref()?.selector.as_ref()?;
+        selector.values().next().map(String::as_str)
+    })])
 }
 
 fn namespace_of<K: Resource>(object: &K) -> Option<&str> {

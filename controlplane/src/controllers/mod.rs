@@ -17,7 +17,7 @@ mod event_ttl;
 pub mod events;
 mod garbage_collector;
 pub mod informer;
-mod informers;
+pub(crate) mod informers;
 mod load_balancer;
 mod monitor;
 mod namespace;

@@ -74,6 +74,12 @@ pub fn node_name(pod: &Pod) -> Option<&str> {
     name.filter(|name| !name.is_empty())
 }
 
+/// The node on which room is made for it.
+pub fn nominated_node(pod: &Pod) -> Option<&str> {
+    let name = pod.status.as_ref()?.nominated_node_name.as_deref();
+    name.filter(|name| !name.is_empty())
+}
+
 #[cfg(test)]
 mod tests {
     use k8s_openapi::api::core::v1::PodStatus;

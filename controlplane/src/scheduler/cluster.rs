@@ -8,12 +8,25 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Taint};
 
+use super::groups::Groups;
+use super::likeness::{Labels, Namespaces};
 use super::needs::{Footprint, Needs};
+use super::nominations::Nominations;
 use super::resources::Resources;
+
+pub(super) const HOSTNAME: &str = "kubernetes.io/hostname";
+pub(super) const ZONE: &str = "topology.kubernetes.io/zone";
 
 #[derive(Default)]
 pub(super) struct Cluster {
     nodes: Vec<NodeInfo>,
+    /// The pods on nodes, by what rules about pods among pods see of them.
+    pub(super) groups: Groups,
+    pub(super) namespaces: Namespaces,
+    /// Pods that wait for room to be made on a node.
+    pub(super) nominations: Nominations,
+    /// How many nodes have each image.
+    images: HashMap<String, usize>,
     index: HashMap<Arc<str>, usize>,
     /// Where each pod is, by uid.
     placed: HashMap<Arc<str>, Arc<str>>,
@@ -23,7 +36,7 @@ pub(super) struct Cluster {
 }
 
 /// One node.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct NodeInfo {
     pub(super) name: Arc<str>,
     pub(super) node: Arc<Node>,
@@ -31,22 +44,34 @@ pub(super) struct NodeInfo {
     pub(super) requested: Resources,
     pub(super) scored: Resources,
     pub(super) pods: HashMap<Arc<str>, Arc<Footprint>>,
-    /// How many pods each owner has here, by the owner's uid.
-    pub(super) owners: HashMap<Arc<str>, u32>,
+    /// Images that are here, by each of their names, with their bytes.
+    pub(super) images: HashMap<String, i64>,
+    /// The labels that most rules ask for, read once.
+    hostname: Option<Arc<str>>,
+    zone: Option<Arc<str>>,
 }
 
 impl NodeInfo {
     pub(super) fn new(node: Arc<Node>) -> Self {
         let name = node.metadata.name.as_deref().unwrap_or_default();
         let status = node.status.as_ref();
+        let label = |key| {
+            node.metadata
+                .labels
+                .as_ref()?
+                .get(key)
+                .map(|v| v.as_str().into())
+        };
         Self {
             name: name.into(),
             allocatable: Resources::parse(status.and_then(|status| status.allocatable.as_ref())),
+            images: images(&node),
+            hostname: label(HOSTNAME),
+            zone: label(ZONE),
             node,
             requested: Resources::default(),
             scored: Resources::default(),
             pods: HashMap::new(),
-            owners: HashMap::new(),
         }
     }
 
@@ -65,31 +90,25 @@ impl NodeInfo {
     }
 
     pub(super) fn label(&self, key: &str) -> Option<&str> {
+        match key {
+            HOSTNAME => return self.hostname.as_deref(),
+            ZONE => return self.zone.as_deref(),
+            _ => {}
+        }
         let labels = self.node.metadata.labels.as_ref()?;
         labels.get(key).map(String::as_str)
     }
 
-    fn add(&mut self, pod: Arc<Footprint>) {
+    pub(super) fn add(&mut self, pod: Arc<Footprint>) {
         self.requested.add(&pod.requested);
         self.scored.add(&pod.scored);
-        if let Some(owner) = &pod.owner {
-            *self.owners.entry(owner.clone()).or_default() += 1;
-        }
         self.pods.insert(pod.uid.clone(), pod);
     }
 
-    fn remove(&mut self, uid: &str) -> Option<Arc<Footprint>> {
+    pub(super) fn remove(&mut self, uid: &str) -> Option<Arc<Footprint>> {
         let pod = self.pods.remove(uid)?;
         self.requested.subtract(&pod.requested);
         self.scored.subtract(&pod.scored);
-        if let Some(owner) = &pod.owner
-            && let Some(count) = self.owners.get_mut(owner)
-        {
-            *count -= 1;
-            if *count == 0 {
-                self.owners.remove(owner);
-            }
-        }
         Some(pod)
     }
 }
@@ -99,7 +118,6 @@ impl Cluster {
         &self.nodes
     }
 
-    #[cfg(test)]
     pub(super) fn node(&self, name: &str) -> Option<&NodeInfo> {
         self.index.get(name).map(|index| &self.nodes[*index])
     }
@@ -109,10 +127,16 @@ impl Cluster {
         let fresh = NodeInfo::new(node);
         if let Some(index) = self.index.get(&fresh.name) {
             let known = &mut self.nodes[*index];
-            known.node = fresh.node;
-            known.allocatable = fresh.allocatable;
+            count_images(&mut self.images, &known.images, &fresh.images);
+            *known = NodeInfo {
+                requested: std::mem::take(&mut known.requested),
+                scored: std::mem::take(&mut known.scored),
+                pods: std::mem::take(&mut known.pods),
+                ..fresh
+            };
             return;
         }
+        count_images(&mut self.images, &HashMap::new(), &fresh.images);
         let name = fresh.name.clone();
         self.index.insert(name.clone(), self.nodes.len());
         self.nodes.push(fresh);
@@ -126,6 +150,7 @@ impl Cluster {
             return;
         };
         let gone = self.nodes.swap_remove(index);
+        count_images(&mut self.images, &gone.images, &HashMap::new());
         if let Some(moved) = self.nodes.get(index) {
             self.index.insert(moved.name.clone(), index);
         }
@@ -134,8 +159,22 @@ impl Cluster {
         }
     }
 
+    /// How many nodes have an image.
+    pub(super) fn nodes_with_image(&self, name: &str) -> usize {
+        self.images.get(name).copied().unwrap_or(0)
+    }
+
+    pub(super) fn set_namespace(&mut self, name: &str, labels: Labels) {
+        self.namespaces.insert(name.into(), labels);
+    }
+
+    pub(super) fn remove_namespace(&mut self, name: &str) {
+        self.namespaces.remove(name);
+    }
+
     /// Counts a pod on a node before the API server has confirmed it.
     pub(super) fn assume(&mut self, pod: &Needs, node: &str) {
+        self.nominations.remove(&pod.footprint.uid);
         self.place(pod.footprint.clone(), node);
         self.assumed.insert(pod.footprint.uid.clone());
     }
@@ -172,13 +211,19 @@ impl Cluster {
         let Some(node) = self.placed.remove(uid) else {
             return false;
         };
-        if let Some(index) = self.index.get(&node) {
-            self.nodes[*index].remove(uid);
+        let gone = if let Some(index) = self.index.get(&node) {
+            self.nodes[*index].remove(uid)
         } else if let Some(pods) = self.homeless.get_mut(&node) {
-            pods.remove(uid);
+            let gone = pods.remove(uid);
             if pods.is_empty() {
                 self.homeless.remove(&node);
             }
+            gone
+        } else {
+            None
+        };
+        if let Some(gone) = gone {
+            self.groups.remove(&gone, &node);
         }
         true
     }
@@ -190,6 +235,7 @@ impl Cluster {
             None => node.into(),
         };
         self.placed.insert(pod.uid.clone(), name.clone());
+        self.groups.add(&pod, &name);
         self.add_to(&name, pod);
     }
 
@@ -208,6 +254,37 @@ impl Cluster {
         match self.index.get(node) {
             Some(index) => self.nodes[*index].pods.get(uid),
             None => self.homeless.get(node)?.get(uid),
+        }
+    }
+}
+
+/// The images that a node says it has.
+fn images(node: &Node) -> HashMap<String, i64> {
+    let listed = node.status.iter().flat_map(|s| s.images.iter().flatten());
+    listed
+        .flat_map(|image| {
+            let size = image.size_bytes.unwrap_or(0);
+            let names = image.names.iter().flatten();
+            names.map(move |name| (name.clone(), size))
+        })
+        .collect()
+}
+
+/// Takes note that a node has other images than before.
+fn count_images(
+    counts: &mut HashMap<String, usize>,
+    before: &HashMap<String, i64>,
+    after: &HashMap<String, i64>,
+) {
+    for name in after.keys().filter(|name| !before.contains_key(*name)) {
+        *counts.entry(name.clone()).or_default() += 1;
+    }
+    for name in before.keys().filter(|name| !after.contains_key(*name)) {
+        if let Some(count) = counts.get_mut(name) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(name);
+            }
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //!     informers -> cluster (nodes, and what runs on each) + queue (pods without a node)
 //!         -> cycle: filter, score, choose -> assume -> bind (in parallel) -> API server
+//!         -> or preemption: whom to end so that it fits -> nominate, delete -> queue
 //!
 //! One loop takes a pod at a time, chooses in memory and goes on while the binding is
 //! written: an assumed pod counts on its node at once, and stops to count if the binding
@@ -10,8 +11,13 @@
 
 mod cluster;
 mod cycle;
+mod diagnosis;
+mod groups;
+mod likeness;
 mod needs;
+mod nominations;
 mod plugins;
+mod preemption;
 mod queue;
 mod report;
 mod resources;
@@ -19,7 +25,9 @@ mod watch;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::apps::v1::ReplicaSet;
+use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::Client;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
@@ -33,6 +41,7 @@ pub(crate) use plugins::tolerates;
 
 use cluster::Cluster;
 use cycle::{Choice, Profile};
+use preemption::{Plan, Preemption};
 use queue::SchedulingQueue;
 
 /// The name by which pods ask for this scheduler, and under which it records events.
@@ -53,6 +62,34 @@ impl Running {
     }
 }
 
+/// What the scheduler looks up beside nodes, pods and namespaces.
+#[derive(Clone)]
+struct Listers {
+    services: Informer<Service>,
+    replica_sets: Informer<ReplicaSet>,
+    budgets: Informer<PodDisruptionBudget>,
+}
+
+impl Listers {
+    fn of(informers: &Informers) -> Self {
+        Self {
+            services: informers.services.clone(),
+            replica_sets: informers.replica_sets.clone(),
+            budgets: informers.budgets.clone(),
+        }
+    }
+
+    /// Of a cluster that has none of these.
+    #[cfg(test)]
+    fn empty() -> Self {
+        Self {
+            services: crate::controllers::informers::services(),
+            replica_sets: Informer::new(&[]),
+            budgets: Informer::new(&[]),
+        }
+    }
+}
+
 /// Starts the scheduler over the informers that it shares with the controllers.
 pub fn start(client: Client, informers: &Informers) -> Running {
     let tasks = Tasks::default();
@@ -60,7 +97,8 @@ pub fn start(client: Client, informers: &Informers) -> Running {
         events: EventRecorder::start(client.clone(), SCHEDULER_NAME, &tasks),
         client,
         pods: informers.pods.clone(),
-        profile: Profile::default(),
+        profile: Profile::new(&Listers::of(informers)),
+        listers: Listers::of(informers),
         state: Mutex::default(),
         changed: Notify::new(),
         bindings: Arc::new(Semaphore::new(BINDINGS_AT_ONCE)),
@@ -73,6 +111,10 @@ pub fn start(client: Client, informers: &Informers) -> Running {
         async move {
             informers.nodes.synced().await;
             informers.pods.synced().await;
+            informers.namespaces.synced().await;
+            informers.services.synced().await;
+            informers.replica_sets.synced().await;
+            informers.budgets.synced().await;
             scheduler.run().await;
         }
     });
@@ -84,6 +126,7 @@ struct Scheduler {
     pods: Informer<Pod>,
     events: EventRecorder,
     profile: Profile,
+    listers: Listers,
     state: Mutex<State>,
     /// Told when the queue may have a pod to give.
     changed: Notify,
@@ -108,22 +151,17 @@ impl Scheduler {
                 return;
             };
             let attempt = self.next_attempt().await;
-            match attempt.choice {
-                Choice::Node(node) => {
-                    let this = self.clone();
-                    self.tasks.spawn(async move {
-                        this.bind(attempt.pod, &node).await;
-                        drop(permit);
-                    });
+            let this = self.clone();
+            self.tasks.spawn(async move {
+                match attempt.outcome {
+                    Outcome::Node(node) => this.bind(attempt.pod, &node).await,
+                    Outcome::Nowhere { message, plan } => {
+                        this.report_unschedulable(&attempt.pod, &message, plan)
+                            .await;
+                    }
                 }
-                Choice::Nowhere(diagnosis) => {
-                    let this = self.clone();
-                    self.tasks.spawn(async move {
-                        this.report_unschedulable(&attempt.pod, &diagnosis).await;
-                        drop(permit);
-                    });
-                }
-            }
+                drop(permit);
+            });
             // A burst of pods must not keep the informers from their threads.
             tokio::task::yield_now().await;
         }
@@ -135,7 +173,7 @@ impl Scheduler {
             let wake_at = {
                 let mut state = self.lock();
                 let now = Instant::now();
-                if let Some(attempt) = state.attempt(&self.profile, now) {
+                if let Some(attempt) = state.attempt(&self.profile, &self.listers, now) {
                     return attempt;
                 }
                 state.queue.next_wake_up()
@@ -158,25 +196,67 @@ impl Scheduler {
     }
 }
 
-/// One pod, and what was chosen for it.
+/// One pod, and what was decided about it.
 struct Attempt {
     pod: Arc<Pod>,
-    choice: Choice,
+    outcome: Outcome,
+}
+
+enum Outcome {
+    /// The name of its node.
+    Node(Arc<str>),
+    /// No node fits now.
+    Nowhere {
+        message: String,
+        /// Whom to end so that it will fit.
+        plan: Option<Plan>,
+    },
 }
 
 impl State {
-    fn attempt(&mut self, profile: &Profile, now: Instant) -> Option<Attempt> {
+    fn attempt(&mut self, profile: &Profile, listers: &Listers, now: Instant) -> Option<Attempt> {
         let pending = self.queue.pop(now)?;
-        let choice = cycle::choose(profile, &self.cluster, &pending.needs, &mut self.next_node);
-        match &choice {
-            Choice::Node(node) => self.cluster.assume(&pending.needs, node),
-            Choice::Nowhere(diagnosis) => {
-                self.queue.park(pending.clone(), diagnosis.refused_by, now);
+        let needs = &pending.needs;
+        let outcome = match cycle::choose(profile, &self.cluster, needs, &mut self.next_node) {
+            Choice::Node(node) => {
+                self.cluster.assume(needs, &node);
+                Outcome::Node(node)
             }
-        }
+            Choice::Nowhere(diagnosis) => {
+                let mut message = diagnosis.message();
+                let preemption =
+                    preemption::search(profile, &self.cluster, needs, &diagnosis, listers);
+                let plan = match preemption {
+                    Preemption::Plan(plan) => {
+                        let nominations = &mut self.cluster.nominations;
+                        nominations.set(needs.footprint.clone(), &plan.node);
+                        for other in &plan.outranked {
+                            nominations.remove(&other.uid);
+                            self.queue.nudge(&other.key, now);
+                        }
+                        Some(plan)
+                    }
+                    Preemption::Pointless(why) => {
+                        if !why.is_empty() {
+                            message.push_str(" preemption: ");
+                            message.push_str(&why);
+                        }
+                        self.cluster.nominations.remove(&needs.footprint.uid);
+                        None
+                    }
+                    Preemption::UnderWay(why) => {
+                        message.push_str(" preemption: ");
+                        message.push_str(&why);
+                        None
+                    }
+                };
+                self.queue.park(pending.clone(), diagnosis.refused_by, now);
+                Outcome::Nowhere { message, plan }
+            }
+        };
         Some(Attempt {
             pod: pending.pod,
-            choice,
+            outcome,
         })
     }
 }

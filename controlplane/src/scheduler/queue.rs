@@ -5,7 +5,7 @@
 //! that refused it wait for makes another try worthwhile.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap, HashMap};
+use std::collections::{BTreeSet, BinaryHeap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,8 +35,35 @@ pub(super) struct SchedulingQueue {
     /// Every pod in the queue, and where it is.
     pods: HashMap<ObjectKey, (Pending, Place)>,
     active: BTreeSet<ActiveKey>,
+    parked: Parked,
     backoff: BinaryHeap<Reverse<(Instant, ObjectKey)>>,
     sequence: u64,
+}
+
+/// The parked pods, by the plugins that refused them: most changes concern nobody, and that
+/// has to be known without asking everybody.
+#[derive(Default)]
+struct Parked {
+    refused: [HashSet<ObjectKey>; Plugins::COUNT],
+}
+
+impl Parked {
+    fn add(&mut self, key: &ObjectKey, plugins: Plugins) {
+        for number in plugins.numbers() {
+            self.refused[number].insert(key.clone());
+        }
+    }
+
+    fn remove(&mut self, key: &ObjectKey, plugins: Plugins) {
+        for number in plugins.numbers() {
+            self.refused[number].remove(key);
+        }
+    }
+
+    fn by(&self, plugins: Plugins) -> HashSet<&ObjectKey> {
+        let numbers = plugins.numbers();
+        numbers.flat_map(|number| &self.refused[number]).collect()
+    }
 }
 
 /// The higher priority first, then who came first.
@@ -63,8 +90,10 @@ impl SchedulingQueue {
                 return;
             }
             // It may ask for something else now: try it again.
-            if *place == Place::Active {
-                self.active.remove(&active_key(known));
+            match *place {
+                Place::Active => drop(self.active.remove(&active_key(known))),
+                Place::Parked { refused_by, .. } => self.parked.remove(&key, refused_by),
+                Place::BackingOff { .. } => {}
             }
             known.needs = Arc::new(Needs::of(&pod));
             known.pod = pod;
@@ -84,8 +113,10 @@ impl SchedulingQueue {
     }
 
     pub(super) fn remove(&mut self, key: &ObjectKey) {
-        if let Some((pending, Place::Active)) = self.pods.remove(key) {
-            self.active.remove(&active_key(&pending));
+        match self.pods.remove(key) {
+            Some((pending, Place::Active)) => drop(self.active.remove(&active_key(&pending))),
+            Some((_, Place::Parked { refused_by, .. })) => self.parked.remove(key, refused_by),
+            Some((_, Place::BackingOff { .. })) | None => {}
         }
         // An entry in `backoff` finds nothing when its time comes.
     }
@@ -117,36 +148,63 @@ impl SchedulingQueue {
         self.backoff.peek().map(|Reverse((until, _))| *until)
     }
 
-    /// Lets a pod wait for a change that one of the plugins that refused it waits for.
+    /// Lets a pod wait for a change that one of the plugins that refused it waits for. Without
+    /// nodes nobody refused it, and any change may help.
     pub(super) fn park(&mut self, pending: Pending, refused_by: Plugins, now: Instant) {
         let until = now + backoff(pending.attempts);
+        let refused_by = match refused_by {
+            Plugins::NONE => Plugins::ALL,
+            some => some,
+        };
+        let key = pending.needs.key.clone();
+        self.parked.add(&key, refused_by);
         let place = Place::Parked { refused_by, until };
-        self.pods
-            .insert(pending.needs.key.clone(), (pending, place));
+        self.pods.insert(key, (pending, place));
     }
 
     /// Something changed that can help the pods which any of `plugins` refused.
     pub(super) fn wake(&mut self, plugins: Plugins, now: Instant) {
-        let helped: Vec<(ObjectKey, Instant)> = self
-            .pods
-            .iter()
-            .filter_map(|(key, (_, place))| match place {
-                Place::Parked { refused_by, until }
-                    // Without nodes nobody refused it: any change may help.
-                    if refused_by.is_empty() || refused_by.intersects(plugins) =>
-                {
-                    Some((key.clone(), *until))
-                }
-                _ => None,
+        self.wake_if(plugins, now, |_| true);
+    }
+
+    /// As [`wake`](Self::wake), but only those that the change concerns.
+    pub(super) fn wake_if(
+        &mut self,
+        plugins: Plugins,
+        now: Instant,
+        concerns: impl Fn(&Needs) -> bool,
+    ) {
+        let parked = self.parked.by(plugins).into_iter();
+        let helped: Vec<ObjectKey> = parked
+            .filter(|key| {
+                let pod = self.pods.get(*key);
+                pod.is_some_and(|(pending, _)| concerns(&pending.needs))
             })
+            .cloned()
             .collect();
-        for (key, until) in helped {
-            if until <= now {
-                self.activate(&key);
-            } else if let Some((_, place)) = self.pods.get_mut(&key) {
-                *place = Place::BackingOff { until };
-                self.backoff.push(Reverse((until, key)));
-            }
+        for key in helped {
+            self.unpark(&key, now);
+        }
+    }
+
+    /// Has a pod tried again after its backoff, whatever it waits for.
+    pub(super) fn nudge(&mut self, key: &ObjectKey, now: Instant) {
+        self.unpark(key, now);
+    }
+
+    fn unpark(&mut self, key: &ObjectKey, now: Instant) {
+        let Some((_, place)) = self.pods.get_mut(key) else {
+            return;
+        };
+        let Place::Parked { refused_by, until } = *place else {
+            return;
+        };
+        self.parked.remove(key, refused_by);
+        if until <= now {
+            self.activate(key);
+        } else {
+            *place = Place::BackingOff { until };
+            self.backoff.push(Reverse((until, key.clone())));
         }
     }
 

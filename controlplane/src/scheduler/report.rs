@@ -1,6 +1,5 @@
 //! Telling the API server what was decided: bindings, and why a pod has no node.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Binding, ObjectReference, Pod};
@@ -11,90 +10,14 @@ use serde_json::json;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::Scheduler;
-use super::cluster::NodeInfo;
-use super::needs::Needs;
-use super::plugins::{Plugins, Preemption, Refusal};
+use super::needs::{Footprint, PREEMPTED};
+use super::plugins::Plugins;
+use super::preemption::Plan;
+use super::{SCHEDULER_NAME, Scheduler};
 use crate::controllers::events::Severity;
 use crate::controllers::informer::ObjectKey;
-use crate::controllers::pod_state::{condition, node_name};
-use crate::controllers::writes::api_message;
-
-/// Why no node can take a pod.
-#[derive(Debug)]
-pub(super) struct Diagnosis {
-    nodes: usize,
-    reasons: BTreeMap<String, usize>,
-    pub(super) refused_by: Plugins,
-    /// Nodes that stay unfit whatever else on them is ended.
-    beyond_preemption: usize,
-    /// Nodes with pods of a lower priority, whose end could make room.
-    with_victims: usize,
-}
-
-impl Diagnosis {
-    pub(super) fn new(nodes: usize) -> Self {
-        Self {
-            nodes,
-            reasons: BTreeMap::new(),
-            refused_by: Plugins::NONE,
-            beyond_preemption: 0,
-            with_victims: 0,
-        }
-    }
-
-    pub(super) fn add(&mut self, pod: &Needs, node: &NodeInfo, plugin: Plugins, refusal: Refusal) {
-        for reason in refusal.reasons {
-            *self.reasons.entry(reason.into_owned()).or_default() += 1;
-        }
-        self.refused_by = self.refused_by.with(plugin);
-        let priority = pod.footprint.priority;
-        if refusal.preemption == Preemption::CannotHelp {
-            self.beyond_preemption += 1;
-        } else if node.pods.values().any(|other| other.priority < priority) {
-            self.with_victims += 1;
-        }
-    }
-
-    /// As kube-scheduler puts it into the pod's condition and event.
-    pub(super) fn message(&self, pod: &Needs) -> String {
-        if self.nodes == 0 {
-            return "no nodes available to schedule pods".into();
-        }
-        let counted = self
-            .reasons
-            .iter()
-            .map(|(reason, count)| (reason.as_str(), *count));
-        let mut message = unavailable(self.nodes, counted);
-        if !pod.may_preempt {
-            message.push_str(" preemption: not eligible due to preemptionPolicy=Never.");
-        } else if self.with_victims == 0 {
-            let hopeless = (
-                "Preemption is not helpful for scheduling",
-                self.beyond_preemption,
-            );
-            let without_victims = (
-                "No preemption victims found for incoming pod",
-                self.nodes - self.beyond_preemption,
-            );
-            let reasons = [hopeless, without_victims].into_iter();
-            message.push_str(" preemption: ");
-            message.push_str(&unavailable(
-                self.nodes,
-                reasons.filter(|(_, count)| *count > 0),
-            ));
-        }
-        message
-    }
-}
-
-fn unavailable<'a>(nodes: usize, reasons: impl Iterator<Item = (&'a str, usize)>) -> String {
-    let mut counted: Vec<String> = reasons
-        .map(|(reason, count)| format!("{count} {reason}"))
-        .collect();
-    counted.sort();
-    format!("0/{nodes} nodes are available: {}.", counted.join(", "))
-}
+use crate::controllers::pod_state::{condition, node_name, nominated_node};
+use crate::controllers::writes::{api_message, only, unless_gone};
 
 impl Scheduler {
     pub(super) async fn bind(&self, pod: Arc<Pod>, node: &str) {
@@ -143,9 +66,7 @@ impl Scheduler {
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         let mut state = self.lock();
         if state.cluster.forget(uid) {
-            state
-                .queue
-                .wake(Plugins::FIT.with(Plugins::HOST_PORTS), Instant::now());
+            state.queue.wake(Plugins::ALL, Instant::now());
             self.changed.notify_one();
         }
     }
@@ -166,22 +87,93 @@ impl Scheduler {
             state.queue.retry(current.clone(), 1, Instant::now());
             self.changed.notify_one();
         }
-        self.tell_failure(&current, "SchedulerError", &message)
+        let nominated = nominated_node(&current).unwrap_or_default();
+        self.tell_failure(&current, "SchedulerError", &message, nominated)
             .await;
     }
 
-    pub(super) async fn report_unschedulable(&self, pod: &Arc<Pod>, diagnosis: &Diagnosis) {
-        let message = diagnosis.message(&Needs::of(pod));
-        self.tell_failure(pod, "Unschedulable", &message).await;
+    /// Says why a pod has no node, and makes room for it where that was found to help.
+    pub(super) async fn report_unschedulable(&self, pod: &Pod, message: &str, plan: Option<Plan>) {
+        let nominated = plan.as_ref().map_or("", |plan| &*plan.node);
+        self.tell_failure(pod, "Unschedulable", message, nominated)
+            .await;
+        let Some(plan) = plan else { return };
+        for other in &plan.outranked {
+            self.withdraw_nomination(other).await;
+        }
+        for victim in &plan.victims {
+            if let Err(error) = self.preempt(pod, victim, &plan.node).await {
+                warn!(victim = %victim.key, pod = %ObjectKey::of(pod), %error, "preemption failed; trying again");
+                let mut state = self.lock();
+                state
+                    .cluster
+                    .nominations
+                    .remove(pod.metadata.uid.as_deref().unwrap_or_default());
+                state.queue.nudge(&ObjectKey::of(pod), Instant::now());
+                self.changed.notify_one();
+                return;
+            }
+        }
     }
 
-    async fn tell_failure(&self, pod: &Pod, reason: &str, message: &str) {
+    /// Ends a pod gracefully, because a more important one needs its place.
+    async fn preempt(&self, by: &Pod, victim: &Footprint, node: &str) -> Result<(), kube::Error> {
+        let key = &victim.key;
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &key.namespace);
+        let patch = json!({
+            "metadata": {"uid": &*victim.uid},
+            "status": {"conditions": [{
+                "type": "DisruptionTarget",
+                "status": "True",
+                "reason": PREEMPTED,
+                "message": format!("{SCHEDULER_NAME}: preempting to accommodate a higher priority pod"),
+                "lastTransitionTime": Time(jiff::Timestamp::now()),
+            }]},
+        });
+        let params = PatchParams::default();
+        let marked = api
+            .patch_status(&key.name, &params, &Patch::Strategic(patch))
+            .await;
+        unless_gone(marked)?;
+        unless_gone(api.delete(&key.name, &only(Some(&victim.uid))).await)?;
+        let uid = by.metadata.uid.as_deref().unwrap_or_default();
+        let about = ObjectReference {
+            api_version: Some("v1".into()),
+            kind: Some("Pod".into()),
+            namespace: Some(key.namespace.to_string()),
+            name: Some(key.name.to_string()),
+            uid: Some(victim.uid.to_string()),
+            ..Default::default()
+        };
+        let message = format!("Preempted by pod {uid} on node {node}");
+        self.events
+            .record_about(about, Severity::Normal, "Preempted", message);
+        Ok(())
+    }
+
+    /// The room that was made for a pod goes to a more important one: it may look elsewhere.
+    async fn withdraw_nomination(&self, pod: &Footprint) {
+        let patch = json!({
+            "metadata": {"uid": &*pod.uid},
+            "status": {"nominatedNodeName": null},
+        });
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.key.namespace);
+        let patched = api
+            .patch_status(&pod.key.name, &PatchParams::default(), &Patch::Merge(patch))
+            .await;
+        if let Err(error) = patched {
+            debug!(pod = %pod.key, %error, "could not withdraw a nomination");
+        }
+    }
+
+    async fn tell_failure(&self, pod: &Pod, reason: &str, message: &str, nominated: &str) {
         self.events
             .record(pod, Severity::Warning, "FailedScheduling", message);
         let known = condition(pod, "PodScheduled");
-        if known.is_some_and(|known| {
+        let is_said = known.is_some_and(|known| {
             known.status == "False" && known.message.as_deref() == Some(message)
-        }) {
+        });
+        if is_said && nominated_node(pod).unwrap_or_default() == nominated {
             return;
         }
         let since = known
@@ -189,7 +181,7 @@ impl Scheduler {
             .and_then(|known| known.last_transition_time.clone());
         let patch = json!({
             "metadata": {"uid": pod.metadata.uid},
-            "status": {"conditions": [{
+            "status": {"nominatedNodeName": (!nominated.is_empty()).then_some(nominated), "conditions": [{
                 "type": "PodScheduled",
                 "status": "False",
                 "reason": reason,

@@ -3,21 +3,30 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use tokio::time::Instant;
 
-use super::needs::Footprint;
-use super::plugins::Plugins;
+use super::likeness::Likeness;
+use super::needs::{Footprint, Stay};
+use super::plugins::{self, Plugins};
 use super::{SCHEDULER_NAME, Scheduler, State};
 use crate::controllers::Informers;
 use crate::controllers::informer::{Change, ObjectKey};
-use crate::controllers::pod_state::{is_finished, node_name};
+use crate::controllers::pod_state::{is_finished, node_name, nominated_node};
 
 pub(super) fn subscribe(scheduler: &Arc<Scheduler>, informers: &Informers) {
     let this = Arc::downgrade(scheduler);
     informers.nodes.subscribe(move |change| {
         if let Some(this) = this.upgrade() {
             this.lock().node_changed(change);
+            this.changed.notify_one();
+        }
+    });
+    let this = Arc::downgrade(scheduler);
+    informers.namespaces.subscribe(move |change| {
+        if let Some(this) = this.upgrade()
+            && this.lock().namespace_changed(change)
+        {
             this.changed.notify_one();
         }
     });
@@ -49,8 +58,28 @@ impl State {
             Change::Deleted(node) => {
                 let name = node.metadata.name.as_deref().unwrap_or_default();
                 self.cluster.remove_node(name);
+                // With it, the emptiest place may be gone.
+                self.queue.wake(Plugins::SPREAD, now);
             }
         }
+    }
+
+    /// True when there may be a pod to schedule now.
+    fn namespace_changed(&mut self, change: &Change<Namespace>) -> bool {
+        let namespace = change.object();
+        let name = namespace.metadata.name.as_deref().unwrap_or_default();
+        let labels = || namespace.metadata.labels.clone().unwrap_or_default();
+        match change {
+            Change::Updated { old, new } if old.metadata.labels == new.metadata.labels => {
+                return false;
+            }
+            Change::Added(_) | Change::Updated { .. } => {
+                self.cluster.set_namespace(name, labels());
+            }
+            Change::Deleted(_) => self.cluster.remove_namespace(name),
+        }
+        self.queue.wake(Plugins::POD_AFFINITY, Instant::now());
+        true
     }
 
     /// True when there may be a pod to schedule now.
@@ -60,38 +89,96 @@ impl State {
         let is_gone = matches!(change, Change::Deleted(_)) || is_finished(pod);
         if is_gone {
             self.queue.remove(&ObjectKey::of(&**pod));
-            return self.free(uid);
+            let waited = self.cluster.nominations.remove(uid);
+            return self.free(pod, uid) || waited;
         }
         if let Some(node) = node_name(pod) {
             self.queue.remove(&ObjectKey::of(&**pod));
+            self.cluster.nominations.remove(uid);
             return match change {
-                // Status changes often; what a pod takes, hardly ever.
-                Change::Updated { old, new }
-                    if node_name(old).is_some() && old.spec == new.spec =>
-                {
-                    false
+                Change::Updated { old, new } if node_name(old).is_some() => {
+                    self.placed_pod_changed(old, new, node)
                 }
                 _ => {
-                    self.cluster.set_pod(Arc::new(Footprint::of(pod)), node);
-                    false
+                    let footprint = Arc::new(Footprint::of(pod));
+                    let likeness = footprint.likeness.clone();
+                    self.cluster.set_pod(footprint, node);
+                    self.wake_by_likeness(&likeness)
                 }
             };
         }
         if is_for_us(pod) && !self.cluster.is_assumed(uid) {
+            self.take_nomination(change);
             self.queue.add(pod.clone());
             return true;
         }
         if pod.metadata.deletion_timestamp.is_some() {
             self.queue.remove(&ObjectKey::of(&**pod));
+            self.cluster.nominations.remove(uid);
         }
         false
     }
 
-    fn free(&mut self, uid: &str) -> bool {
+    /// Status changes often; what the scheduler sees of a pod, hardly ever.
+    fn placed_pod_changed(&mut self, old: &Pod, new: &Pod, node: &str) -> bool {
+        let started = |pod: &Pod| pod.status.as_ref().and_then(|s| s.start_time.clone());
+        let same_labels = old.metadata.labels == new.metadata.labels;
+        if old.spec == new.spec
+            && same_labels
+            && Stay::of(old) == Stay::of(new)
+            && started(old) == started(new)
+        {
+            return false;
+        }
+        let footprint = Arc::new(Footprint::of(new));
+        let likeness = footprint.likeness.clone();
+        self.cluster.set_pod(footprint, node);
+        if same_labels && Stay::of(old) == Stay::of(new) {
+            return false;
+        }
+        self.wake_by_likeness(&Likeness::of(old)) | self.wake_by_likeness(&likeness)
+    }
+
+    /// A pod that was nominated by whoever scheduled before, or is so no longer.
+    fn take_nomination(&mut self, change: &Change<Pod>) {
+        let pod = change.object();
+        let nominated = nominated_node(pod);
+        if let Change::Updated { old, .. } = change
+            && nominated_node(old) == nominated
+        {
+            return;
+        }
+        match nominated {
+            Some(node) => {
+                let footprint = Arc::new(Footprint::of(pod));
+                self.cluster.nominations.set(footprint, node);
+            }
+            None => {
+                let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+                self.cluster.nominations.remove(uid);
+            }
+        }
+    }
+
+    /// A pod came, went or changed its labels: those that wait for its like, or for its end.
+    fn wake_by_likeness(&mut self, other: &Likeness) -> bool {
+        let now = Instant::now();
+        let namespaces = &self.cluster.namespaces;
+        self.queue.wake_if(Plugins::POD_AFFINITY, now, |waiting| {
+            plugins::affinity_is_helped_by(&waiting.footprint.likeness, other, namespaces)
+        });
+        self.queue.wake_if(Plugins::SPREAD, now, |waiting| {
+            plugins::spread_is_helped_by(waiting, other)
+        });
+        true
+    }
+
+    fn free(&mut self, pod: &Pod, uid: &str) -> bool {
         let was_placed = self.cluster.remove_pod(uid);
         if was_placed {
             let helped = Plugins::FIT.with(Plugins::HOST_PORTS);
             self.queue.wake(helped, Instant::now());
+            self.wake_by_likeness(&Likeness::of(pod));
         }
         was_placed
     }
@@ -124,10 +211,11 @@ fn helped_by(old: &Node, new: &Node) -> Plugins {
     if old_spec.and_then(|spec| spec.taints.as_ref())
         != new_spec.and_then(|spec| spec.taints.as_ref())
     {
-        helped = helped.with(Plugins::TAINTS);
+        helped = helped.with(Plugins::TAINTS).with(Plugins::SPREAD);
     }
     if old.metadata.labels != new.metadata.labels {
-        helped = helped.with(Plugins::NODE_AFFINITY);
+        let places = Plugins::POD_AFFINITY.with(Plugins::SPREAD);
+        helped = helped.with(Plugins::NODE_AFFINITY).with(places);
     }
     let allocatable = |node: &Node| node.status.as_ref().and_then(|s| s.allocatable.clone());
     if allocatable(old) != allocatable(new) {
@@ -201,7 +289,10 @@ mod tests {
         new.status.as_mut().unwrap().conditions = Some(Vec::new());
         assert!(helped_by(&old, &new).is_empty());
         new.metadata.labels = Some([("zone".to_string(), "a".to_string())].into());
-        assert_eq!(helped_by(&old, &new), Plugins::NODE_AFFINITY);
+        let helped = helped_by(&old, &new);
+        assert!(helped.intersects(Plugins::NODE_AFFINITY));
+        assert!(helped.intersects(Plugins::SPREAD));
+        assert!(!helped.intersects(Plugins::FIT));
         assert_eq!(helped_by(&old, &node("n1", &[("cpu", "2")])), Plugins::FIT);
     }
 }

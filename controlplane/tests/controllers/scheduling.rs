@@ -112,7 +112,7 @@ async fn selectors_taints_and_cordons_are_honoured() {
     create_pod(&cluster, "plain", json!({})).await;
     assert_eq!(
         unschedulable(&cluster, "plain").await,
-        "0/2 nodes are available: 1 node(s) had untolerated taint {gpu: yes}, 1 node(s) were \
+        "0/2 nodes are available: 1 node(s) had untolerated taint(s), 1 node(s) were \
          unschedulable. preemption: 0/2 nodes are available: 2 Preemption is not helpful for \
          scheduling."
     );

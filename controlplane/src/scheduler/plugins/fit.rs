@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 
 use super::{NodeFilter, Plugin, Plugins, Preemption, Refusal};
-use crate::scheduler::cluster::NodeInfo;
+use crate::scheduler::cluster::{Cluster, NodeInfo};
 use crate::scheduler::needs::Needs;
 
 pub(super) struct NodeResourcesFit;
@@ -14,12 +14,12 @@ impl Plugin for NodeResourcesFit {
         Plugins::FIT
     }
 
-    fn filter<'a>(&self, pod: &'a Needs) -> Option<NodeFilter<'a>> {
-        Some(Box::new(|node| fits(pod, node)))
+    fn filter<'a>(&self, pod: &'a Needs, _: &'a Cluster) -> Option<NodeFilter<'a>> {
+        Some(Box::new(|node, _| fits(pod, node)))
     }
 
     /// The share of cpu and memory that is left, with this pod there.
-    fn score(&self, pod: &Needs, nodes: &[&NodeInfo]) -> Option<Vec<i64>> {
+    fn score(&self, pod: &Needs, _: &Cluster, nodes: &[&NodeInfo]) -> Option<Vec<i64>> {
         let score = |node: &&NodeInfo| {
             let left = use_with(pod, node).map(|used| 100.0 - used.min(1.0) * 100.0);
             ((left[0] + left[1]) / 2.0) as i64
@@ -104,7 +104,7 @@ impl Plugin for BalancedAllocation {
         Plugins::FIT
     }
 
-    fn score(&self, pod: &Needs, nodes: &[&NodeInfo]) -> Option<Vec<i64>> {
+    fn score(&self, pod: &Needs, _: &Cluster, nodes: &[&NodeInfo]) -> Option<Vec<i64>> {
         let score = |node: &&NodeInfo| {
             let [cpu, memory] = use_with(pod, node).map(|used| used.min(1.0));
             // The standard deviation of two values is half their distance.
@@ -185,16 +185,17 @@ mod tests {
     #[test]
     fn the_emptier_and_the_balanced_node_score_higher() {
         let needs = Needs::of(&pod("p", &[("cpu", "1"), ("memory", "1Gi")]));
+        let cluster = Cluster::default();
         let large = info(&[("cpu", "8"), ("memory", "8Gi"), ("pods", "110")]);
         let small = info(&[("cpu", "2"), ("memory", "2Gi"), ("pods", "110")]);
         let skewed = info(&[("cpu", "8"), ("memory", "2Gi"), ("pods", "110")]);
         let nodes = [&large, &small, &skewed];
         assert_eq!(
-            NodeResourcesFit.score(&needs, &nodes),
+            NodeResourcesFit.score(&needs, &cluster, &nodes),
             Some(vec![87, 50, 68])
         );
         assert_eq!(
-            BalancedAllocation.score(&needs, &nodes),
+            BalancedAllocation.score(&needs, &cluster, &nodes),
             Some(vec![100, 100, 81])
         );
     }

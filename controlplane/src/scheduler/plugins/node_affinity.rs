@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::{NodeSelector, NodeSelectorRequirement, NodeSelectorTerm};
 
 use super::{Best, NodeFilter, Plugin, Plugins, Preemption, Refusal, scaled};
-use crate::scheduler::cluster::NodeInfo;
+use crate::scheduler::cluster::{Cluster, NodeInfo};
 use crate::scheduler::needs::Needs;
 
 pub(super) struct NodeAffinity;
@@ -13,17 +13,12 @@ impl Plugin for NodeAffinity {
         Plugins::NODE_AFFINITY
     }
 
-    fn filter<'a>(&self, pod: &'a Needs) -> Option<NodeFilter<'a>> {
+    fn filter<'a>(&self, pod: &'a Needs, _: &'a Cluster) -> Option<NodeFilter<'a>> {
         if pod.node_selector.is_empty() && pod.required_affinity.is_none() {
             return None;
         }
-        Some(Box::new(|node| {
-            let selected = pod
-                .node_selector
-                .iter()
-                .all(|(key, value)| node.label(key) == Some(value));
-            let required = pod.required_affinity.as_ref();
-            if selected && required.is_none_or(|selector| selector_matches(selector, node)) {
+        Some(Box::new(|node, _| {
+            if is_admitted(pod, node) {
                 Ok(())
             } else {
                 Err(Refusal::new(
@@ -34,7 +29,7 @@ impl Plugin for NodeAffinity {
         }))
     }
 
-    fn score(&self, pod: &Needs, nodes: &[&NodeInfo]) -> Option<Vec<i64>> {
+    fn score(&self, pod: &Needs, _: &Cluster, nodes: &[&NodeInfo]) -> Option<Vec<i64>> {
         if pod.preferred_affinity.is_empty() {
             return None;
         }
@@ -51,6 +46,14 @@ impl Plugin for NodeAffinity {
     fn weight(&self) -> i64 {
         2
     }
+}
+
+/// Whether the pod's node selector and required affinity let it onto the node.
+pub(super) fn is_admitted(pod: &Needs, node: &NodeInfo) -> bool {
+    let mut selector = pod.node_selector.iter();
+    let required = pod.required_affinity.as_ref();
+    selector.all(|(key, value)| node.label(key) == Some(value))
+        && required.is_none_or(|selector| selector_matches(selector, node))
 }
 
 /// Any of the terms has to match.
@@ -105,6 +108,7 @@ mod tests {
 
     use k8s_openapi::api::core::v1::PreferredSchedulingTerm;
 
+    use super::super::Supposition;
     use super::*;
     use crate::scheduler::cycle::tests::{node, pod};
 
@@ -154,7 +158,8 @@ mod tests {
     #[test]
     fn a_pod_goes_only_where_its_selector_and_affinity_point() {
         let mut needs = Needs::of(&pod("p", &[]));
-        assert!(NodeAffinity.filter(&needs).is_none());
+        let cluster = Cluster::default();
+        assert!(NodeAffinity.filter(&needs, &cluster).is_none());
         needs.node_selector = vec![("disk".into(), "ssd".into())];
         needs.required_affinity = Some(NodeSelector {
             node_selector_terms: vec![
@@ -166,16 +171,29 @@ mod tests {
                 NodeSelectorTerm::default(),
             ],
         });
-        let filter = NodeAffinity.filter(&needs).unwrap();
-        assert!(filter(&labelled("n", &[("disk", "ssd"), ("zone", "a")])).is_ok());
-        assert!(filter(&labelled("chosen", &[("disk", "ssd")])).is_ok());
-        assert!(filter(&labelled("n", &[("disk", "ssd"), ("zone", "b")])).is_err());
-        assert!(filter(&labelled("n", &[("zone", "a")])).is_err());
+        let filter = NodeAffinity.filter(&needs, &cluster).unwrap();
+        assert!(
+            filter(
+                &labelled("n", &[("disk", "ssd"), ("zone", "a")]),
+                Supposition::NONE
+            )
+            .is_ok()
+        );
+        assert!(filter(&labelled("chosen", &[("disk", "ssd")]), Supposition::NONE).is_ok());
+        assert!(
+            filter(
+                &labelled("n", &[("disk", "ssd"), ("zone", "b")]),
+                Supposition::NONE
+            )
+            .is_err()
+        );
+        assert!(filter(&labelled("n", &[("zone", "a")]), Supposition::NONE).is_err());
     }
 
     #[test]
     fn preferences_add_up() {
         let mut needs = Needs::of(&pod("p", &[]));
+        let cluster = Cluster::default();
         needs.preferred_affinity = [("zone", "a", 10), ("disk", "ssd", 40)]
             .map(|(key, value, weight)| PreferredSchedulingTerm {
                 weight,
@@ -184,7 +202,7 @@ mod tests {
             .into();
         let both = labelled("n1", &[("zone", "a"), ("disk", "ssd")]);
         let one = labelled("n2", &[("zone", "a")]);
-        let scores = NodeAffinity.score(&needs, &[&both, &one]);
+        let scores = NodeAffinity.score(&needs, &cluster, &[&both, &one]);
         assert_eq!(scores, Some(vec![100, 20]));
     }
 }

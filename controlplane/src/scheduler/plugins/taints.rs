@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::{Taint, Toleration};
 
 use super::{Best, NodeFilter, Plugin, Plugins, Preemption, Refusal, scaled};
-use crate::scheduler::cluster::NodeInfo;
+use crate::scheduler::cluster::{Cluster, NodeInfo};
 use crate::scheduler::needs::Needs;
 
 pub(super) struct TaintToleration;
@@ -13,23 +13,17 @@ impl Plugin for TaintToleration {
         Plugins::TAINTS
     }
 
-    fn filter<'a>(&self, pod: &'a Needs) -> Option<NodeFilter<'a>> {
-        Some(Box::new(|node| {
-            let untolerated = node
-                .taints()
-                .iter()
-                .filter(|taint| taint.effect == "NoSchedule" || taint.effect == "NoExecute")
-                .find(|taint| !is_tolerated(taint, &pod.tolerations));
-            let Some(taint) = untolerated else {
-                return Ok(());
-            };
-            let value = taint.value.as_deref().unwrap_or_default();
-            let reason = format!("node(s) had untolerated taint {{{}: {value}}}", taint.key);
-            Err(Refusal::new(reason, Preemption::CannotHelp))
+    fn filter<'a>(&self, pod: &'a Needs, _: &'a Cluster) -> Option<NodeFilter<'a>> {
+        Some(Box::new(|node, _| match untolerated(pod, node) {
+            None => Ok(()),
+            Some(_) => Err(Refusal::new(
+                "node(s) had untolerated taint(s)",
+                Preemption::CannotHelp,
+            )),
         }))
     }
 
-    fn score(&self, pod: &Needs, nodes: &[&NodeInfo]) -> Option<Vec<i64>> {
+    fn score(&self, pod: &Needs, _: &Cluster, nodes: &[&NodeInfo]) -> Option<Vec<i64>> {
         let unwanted = |node: &&NodeInfo| {
             node.taints()
                 .iter()
@@ -43,6 +37,14 @@ impl Plugin for TaintToleration {
     fn weight(&self) -> i64 {
         3
     }
+}
+
+/// A taint of the node that keeps the pod away.
+pub(super) fn untolerated<'a>(pod: &Needs, node: &'a NodeInfo) -> Option<&'a Taint> {
+    let taints = node.taints().iter();
+    let mut strict =
+        taints.filter(|taint| taint.effect == "NoSchedule" || taint.effect == "NoExecute");
+    strict.find(|taint| !is_tolerated(taint, &pod.tolerations))
 }
 
 pub(crate) fn is_tolerated(taint: &Taint, tolerations: &[Toleration]) -> bool {
@@ -77,6 +79,7 @@ pub(crate) fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
 mod tests {
     use std::sync::Arc;
 
+    use super::super::Supposition;
     use super::*;
     use crate::scheduler::cycle::tests::{node, pod};
 
@@ -117,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn the_refusal_names_the_taint() {
+    fn a_taint_keeps_pods_away_or_ranks_lower() {
         let mut tainted = node("n", &[]);
         let taints = vec![
             taint("soft", "", "PreferNoSchedule"),
@@ -126,11 +129,13 @@ mod tests {
         tainted.spec.get_or_insert_default().taints = Some(taints);
         let tainted = NodeInfo::new(Arc::new(tainted));
         let needs = Needs::of(&pod("p", &[]));
-        let refusal = TaintToleration.filter(&needs).unwrap()(&tainted).unwrap_err();
-        let expected = "node(s) had untolerated taint {node.kubernetes.io/not-ready: }";
-        assert_eq!(refusal.reasons, [expected]);
+        let cluster = Cluster::default();
+        let refusal =
+            TaintToleration.filter(&needs, &cluster).unwrap()(&tainted, Supposition::NONE)
+                .unwrap_err();
+        assert_eq!(refusal.reasons, ["node(s) had untolerated taint(s)"]);
         let clean = NodeInfo::new(Arc::new(node("m", &[])));
-        let scores = TaintToleration.score(&needs, &[&tainted, &clean]);
+        let scores = TaintToleration.score(&needs, &cluster, &[&tainted, &clean]);
         assert_eq!(scores, Some(vec![0, 100]));
     }
 }

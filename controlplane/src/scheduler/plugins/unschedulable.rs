@@ -4,6 +4,7 @@ use k8s_openapi::api::core::v1::Taint;
 
 use super::taints::is_tolerated;
 use super::{NodeFilter, Plugin, Plugins, Preemption, Refusal};
+use crate::scheduler::cluster::Cluster;
 use crate::scheduler::needs::Needs;
 
 pub(super) struct NodeUnschedulable;
@@ -13,7 +14,7 @@ impl Plugin for NodeUnschedulable {
         Plugins::UNSCHEDULABLE
     }
 
-    fn filter<'a>(&self, pod: &'a Needs) -> Option<NodeFilter<'a>> {
+    fn filter<'a>(&self, pod: &'a Needs, _: &'a Cluster) -> Option<NodeFilter<'a>> {
         let taint = Taint {
             key: "node.kubernetes.io/unschedulable".into(),
             effect: "NoSchedule".into(),
@@ -22,7 +23,7 @@ impl Plugin for NodeUnschedulable {
         if is_tolerated(&taint, &pod.tolerations) {
             return None;
         }
-        Some(Box::new(|node| {
+        Some(Box::new(|node, _| {
             if node.is_unschedulable() {
                 Err(Refusal::new(
                     "node(s) were unschedulable",
@@ -39,6 +40,7 @@ impl Plugin for NodeUnschedulable {
 mod tests {
     use std::sync::Arc;
 
+    use super::super::Supposition;
     use super::*;
     use crate::scheduler::cluster::NodeInfo;
     use crate::scheduler::cycle::tests::{node, pod};
@@ -48,8 +50,9 @@ mod tests {
         let mut cordoned = node("n", &[]);
         cordoned.spec.get_or_insert_default().unschedulable = Some(true);
         let needs = Needs::of(&pod("p", &[]));
-        let filter = NodeUnschedulable.filter(&needs).unwrap();
-        assert!(filter(&NodeInfo::new(Arc::new(cordoned))).is_err());
-        assert!(filter(&NodeInfo::new(Arc::new(node("n", &[])))).is_ok());
+        let cluster = Cluster::default();
+        let filter = NodeUnschedulable.filter(&needs, &cluster).unwrap();
+        assert!(filter(&NodeInfo::new(Arc::new(cordoned)), Supposition::NONE).is_err());
+        assert!(filter(&NodeInfo::new(Arc::new(node("n", &[]))), Supposition::NONE).is_ok());
     }
 }
