@@ -12,6 +12,7 @@
 
 mod drill;
 mod duration;
+mod expectation;
 mod object;
 mod plan;
 mod task;
@@ -22,6 +23,7 @@ pub use drill::{
     Target, TargetKind, TimelineEntry, UnknownDrill, Writes,
 };
 pub use duration::{GoDuration, InvalidDuration};
+pub use expectation::{Expectation, InvalidExpectation};
 pub use object::{GROUP, VERSION};
 pub use plan::{Baseline, BaselinePod, DrillPlan, PlannedProbe, Scope, Victim};
 pub use task::{

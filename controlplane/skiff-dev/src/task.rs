@@ -102,12 +102,17 @@ pub enum Action {
     /// Let no packet pass between two sets of addresses; `peers` empty: everybody else. Each node with a victim on it does its part.
     CutPods {
         pods: Vec<PodRef>,
+        /// The API leaves out what is empty.
+        #[serde(default)]
         peers: Vec<String>,
     },
     /// Drop the DNS queries of these pods.
     SilenceDns { pods: Vec<PodRef> },
     /// Refuse connections to registries, as `registry.example:5000`; empty: to all.
-    RefuseRegistries { registries: Vec<String> },
+    RefuseRegistries {
+        #[serde(default)]
+        registries: Vec<String>,
+    },
     /// Lose `percent` of a hundred packets from and to these pods.
     LosePackets { pods: Vec<PodRef>, percent: i32 },
     /// Hold each packet from and to these pods.
