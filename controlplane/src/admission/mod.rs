@@ -4,6 +4,7 @@
 //! create and update of a main resource, and read other objects from the watch cache.
 
 mod certificates;
+mod drill_tasks;
 mod namespace;
 mod node;
 mod service_account;
@@ -35,5 +36,6 @@ pub struct Request<'a> {
 pub fn admit(request: &Request<'_>, object: &mut Value) -> Result<(), ApiError> {
     namespace::exists(request)?;
     certificates::stamp(request, object);
+    drill_tasks::restrict(request, object)?;
     service_account::admit(request, object)
 }

@@ -333,7 +333,8 @@ mod tests {
                 "discovery.k8s.io",
                 "events.k8s.io",
                 "policy",
-                "rbac.authorization.k8s.io"
+                "rbac.authorization.k8s.io",
+                "skiff.dev"
             ])
         );
     }

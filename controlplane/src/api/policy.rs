@@ -11,7 +11,7 @@ use crate::auth::authorize::{Attributes, Binding, Policy, PolicyRule, RoleRef, S
 use crate::auth::references;
 use crate::auth::{UNAUTHENTICATED, UserInfo, authorize};
 use crate::cache::{Cache, Scope, Selector};
-use crate::resources::pods;
+use crate::resources::{drill_tasks, pods};
 use crate::store::Key;
 
 const GROUP: &str = "rbac.authorization.k8s.io";
@@ -131,6 +131,12 @@ impl Policy for Cache {
                 object => serde_json::from_slice(&entry.bytes)
                     .is_ok_and(|pod: Pod| references::uses(&pod, object)),
             })
+    }
+
+    fn may_be_task_of(&self, node: &str, task: &str) -> bool {
+        let key = Key::new(skiff_dev::GROUP, "drilltasks", "", task);
+        let task = self.get(&key);
+        task.is_none_or(|task| task.field(drill_tasks::NODE_NAME) == node)
     }
 }
 

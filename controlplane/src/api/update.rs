@@ -176,6 +176,10 @@ impl Api {
                 if resource.has_approval {
                     self.settle_approval(call, surface, &mut next, current)?;
                 }
+                let errors = (resource.hooks.validate_status)(&next);
+                if !errors.is_empty() {
+                    return Err(call.invalid(&call.name, &errors));
+                }
             }
             Surface::Object => {
                 keep_system_metadata(&mut next, current);

@@ -77,6 +77,8 @@ pub trait Policy {
     fn role(&self, namespace: &str, name: &str) -> Option<Vec<PolicyRule>>;
     /// Whether a pod that is bound to the node uses the object.
     fn node_uses(&self, node: &str, namespace: &str, object: Used<'_>) -> bool;
+    /// Whether the DrillTask is for the node, or there is none of this name.
+    fn may_be_task_of(&self, node: &str, task: &str) -> bool;
 }
 
 /// What a pod can depend on.
@@ -200,6 +202,7 @@ fn node_may(node: &str, request: &Attributes<'_>, policy: &dyn Policy) -> bool {
         let is_get = request.verb == "get" && !request.name.is_empty();
         is_get && policy.node_uses(node, request.namespace, object)
     };
+    let has_task = || !request.name.is_empty() && policy.may_be_task_of(node, request.name);
     match (request.group, request.resource, request.subresource) {
         ("", "nodes", "") => reads || request.verb == "create" || (writes && request.name == node),
         ("", "nodes", "status") => request.verb != "delete" && request.name == node,
@@ -225,6 +228,14 @@ fn node_may(node: &str, request: &Attributes<'_>, policy: &dyn Policy) -> bool {
         }
         ("certificates.k8s.io", "certificatesigningrequests", "") => {
             reads || request.verb == "create"
+        }
+        ("skiff.dev", "drilltasks", "") => match request.verb {
+            "list" | "watch" => request.field_selector == format!("spec.nodeName={node}"),
+            // What it may change of its own tasks, the admission step tells.
+            verb => matches!(verb, "get" | "update" | "patch") && has_task(),
+        },
+        ("skiff.dev", "drilltasks", "status") => {
+            matches!(request.verb, "get" | "update" | "patch") && has_task()
         }
         ("authentication.k8s.io", "tokenreviews", "")
         | ("authorization.k8s.io", "subjectaccessreviews", "") => request.verb == "create",
@@ -282,6 +293,10 @@ mod tests {
 
         fn node_uses(&self, node: &str, namespace: &str, object: Used<'_>) -> bool {
             (node, namespace, object) == ("a", "dev", Used::Secret("mine"))
+        }
+
+        fn may_be_task_of(&self, node: &str, task: &str) -> bool {
+            (node, task) == ("a", "kill")
         }
     }
 
@@ -384,6 +399,41 @@ mod tests {
         assert!(may("a", &read("watch", "pods", "", "spec.nodeName=a")));
         assert!(!may("a", &read("watch", "pods", "", "spec.nodeName=b")));
         assert!(!may("a", &read("list", "pods", "", "")));
+    }
+
+    #[test]
+    fn a_node_sees_and_reports_its_own_drill_tasks() {
+        let agent = |name: &str| user(&format!("system:node:{name}"), &[super::super::NODES]);
+        let tasks = |verb, name, subresource, field_selector| Attributes {
+            verb,
+            name,
+            subresource,
+            field_selector,
+            group: "skiff.dev",
+            resource: "drilltasks",
+            ..Attributes::default()
+        };
+        let may = |node: &str, wanted: &Attributes<'_>| is_allowed(&agent(node), wanted, &Fixed);
+        assert!(may("a", &tasks("watch", "", "", "spec.nodeName=a")));
+        assert!(may("a", &tasks("list", "", "", "spec.nodeName=a")));
+        assert!(!may("a", &tasks("list", "", "", "")));
+        assert!(!may("a", &tasks("list", "", "", "spec.nodeName=b")));
+        assert!(!may("a", &tasks("list", "", "", "spec.nodeName!=b")));
+        for verb in ["get", "patch", "update"] {
+            for subresource in ["", "status"] {
+                assert!(may("a", &tasks(verb, "kill", subresource, "")));
+                assert!(!may("b", &tasks(verb, "kill", subresource, "")));
+                assert!(!may("a", &tasks(verb, "other", subresource, "")));
+            }
+        }
+        for verb in ["create", "delete", "deletecollection"] {
+            assert!(!may("a", &tasks(verb, "kill", "", "")), "{verb}");
+        }
+        let drills = Attributes {
+            resource: "drills",
+            ..tasks("get", "kill", "", "")
+        };
+        assert!(!may("a", &drills));
     }
 
     #[test]

@@ -99,6 +99,8 @@ pub enum Index {
     Selector,
     /// EndpointSlices by the name of their Service, whatever its namespace.
     Service,
+    /// DrillTasks by the name of their drill.
+    Drill,
 }
 
 type Handler<K> = Box<dyn Fn(&Change<K>) + Send + Sync>;

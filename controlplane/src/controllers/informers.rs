@@ -13,6 +13,7 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
+use skiff_dev::{Drill, DrillTask};
 
 use super::informer::{Index, Informer};
 use super::ownership::controller_ref;
@@ -39,6 +40,8 @@ pub struct Informers {
     pub budgets: Informer<PodDisruptionBudget>,
     /// The Secrets behind bootstrap tokens.
     pub bootstrap_tokens: Informer<Secret>,
+    pub drills: Informer<Drill>,
+    pub drill_tasks: Informer<DrillTask>,
     tasks: Tasks,
 }
 
@@ -75,6 +78,8 @@ impl Informers {
             certificate_requests: Informer::new(&[]),
             budgets: Informer::new(&[(Index::Namespace, namespace_of)]),
             bootstrap_tokens: Informer::new(&[]),
+            drills: Informer::new(&[]),
+            drill_tasks: Informer::new(&[(Index::Drill, |task| Some(task.spec.drill.as_str()))]),
             tasks: Tasks::default(),
         };
         informers.feed(&informers.deployments, Api::all(client.clone()), "");
@@ -104,6 +109,8 @@ impl Informers {
             Api::namespaced(client.clone(), bootstrap_tokens::NAMESPACE),
             "type=bootstrap.kubernetes.io/token",
         );
+        informers.feed(&informers.drills, Api::all(client.clone()), "");
+        informers.feed(&informers.drill_tasks, Api::all(client.clone()), "");
         informers
     }
 

@@ -8,6 +8,8 @@
 pub(crate) mod certificates;
 mod configmaps;
 mod deployments;
+pub(crate) mod drill_tasks;
+mod drills;
 mod endpoints;
 mod endpointslices;
 pub(crate) mod error;
@@ -100,6 +102,8 @@ pub struct Hooks {
     pub prepare_update: fn(new: &mut Value, old: &Value),
     pub validate: fn(&Value) -> Vec<FieldError>,
     pub validate_update: fn(new: &Value, old: &Value) -> Vec<FieldError>,
+    /// What is wrong with what a client wrote through the status subresource.
+    pub validate_status: fn(&Value) -> Vec<FieldError>,
     /// What is right in an object that is written, and still unlikely to be what was meant.
     pub warnings: Option<fn(&Value) -> Vec<String>>,
     /// How many seconds a delete waits when the client names none; `None`: at once.
@@ -189,6 +193,7 @@ impl Hooks {
         prepare_update: |_, _| {},
         validate: |_| Vec::new(),
         validate_update: |_, _| Vec::new(),
+        validate_status: |_| Vec::new(),
         warnings: None,
         default_grace_period: |_| None,
     };
@@ -315,6 +320,8 @@ pub fn registry() -> Registry {
         certificates::resource(),
         configmaps::resource(),
         deployments::resource(),
+        drill_tasks::resource(),
+        drills::resource(),
         endpoints::resource(),
         endpointslices::resource(),
         leases::resource(),

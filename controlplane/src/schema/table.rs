@@ -1,18 +1,22 @@
-//! Reads the generated table of definitions.
+//! Reads the tables of definitions: the generated one of Kubernetes' types, and the one of our own.
 //!
-//! The text has three kinds of lines, told apart by how they begin:
+//! The texts have three kinds of lines, told apart by how they begin:
 //!
 //! ```text
 //! package core.v1 io.k8s.api.core.v1            the alias and full name of what follows
 //! PodSpec [gvk=group/version/Kind] [atomic]     a definition
-//!  containers! []core.v1.Container patch=merge key=name list=map:name
+//!  containers! []core.v1.Container patch=merge key=name list=map:name | What it means
 //! ```
 //!
 //! A field has a name (`!` when required), a type (`[]` list of, `{}` map of, a value type such
 //! as `string`, or a definition), and what it says of merging: the strategic merge patch's
-//! strategy and key, and server-side apply's list type. A list without `list=` is atomic.
+//! strategy and key, and server-side apply's list type. A list without `list=` is atomic. What follows
+//! ` | ` is prose: it stays in the text, where [`describe`] finds it.
 
 use std::collections::HashMap;
+
+/// Between facts and prose.
+const PROSE: &str = " | ";
 
 /// A field's or item's type.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -128,13 +132,13 @@ impl Schema {
         self.definitions.iter()
     }
 
-    pub(super) fn parse(text: &'static str) -> Self {
+    pub(super) fn parse(texts: &[&'static str]) -> Self {
         let mut packages = HashMap::new();
         let mut names = HashMap::new();
         let mut by_name = HashMap::new();
         let mut headers = 0u16;
         let mut package = ("", "");
-        for line in text.lines() {
+        for line in lines(texts) {
             if let Some(rest) = line.strip_prefix("package ") {
                 package = rest.split_once(' ').unwrap_or((rest, rest));
                 packages.insert(package.0, package.1);
@@ -147,7 +151,7 @@ impl Schema {
         }
 
         let mut definitions: Vec<Definition> = Vec::with_capacity(headers.into());
-        for line in text.lines() {
+        for line in lines(texts) {
             if let Some(rest) = line.strip_prefix("package ") {
                 package = rest.split_once(' ').unwrap_or((rest, rest));
             } else if let Some(field) = line.strip_prefix(' ') {
@@ -167,6 +171,44 @@ impl Schema {
             by_name,
         }
     }
+}
+
+/// The lines of all texts, without prose.
+fn lines(texts: &[&'static str]) -> impl Iterator<Item = &'static str> {
+    let lines = texts.iter().flat_map(|text| text.lines());
+    lines.map(|line| line.split_once(PROSE).map_or(line, |(facts, _)| facts))
+}
+
+/// What a text says in prose of a definition, or of one of its fields.
+pub(super) fn describe(
+    text: &'static str,
+    definition: &Definition,
+    field: Option<&str>,
+) -> Option<&'static str> {
+    let is_its_package = |line: &&str| {
+        let full_name = line
+            .strip_prefix("package ")
+            .and_then(|p| p.split(' ').nth(1));
+        full_name == Some(definition.package)
+    };
+    let lines = text
+        .lines()
+        .skip_while(|line| !is_its_package(line))
+        .skip(1);
+    let mut lines = lines.take_while(|line| !line.starts_with("package "));
+    let begins = |line: &str| first_word(line) == definition.name;
+    let header = lines.find(|line| !line.starts_with(' ') && begins(line))?;
+    let line = match field {
+        None => header,
+        Some(name) => lines
+            .take_while(|line| line.starts_with(' '))
+            .find(|line| first_word(line).trim_end_matches('!') == name)?,
+    };
+    line.split_once(PROSE).map(|(_, prose)| prose)
+}
+
+fn first_word(line: &str) -> &str {
+    line.trim_start().split(' ').next().unwrap_or_default()
 }
 
 fn parse_header(line: &'static str, package: &'static str) -> Definition {
@@ -279,9 +321,11 @@ mod tests {
 
     #[test]
     fn every_named_type_is_in_the_table() {
-        let lines = super::super::DEFINITIONS.lines();
         let is_any = |l: &&str| l.split(' ').nth(2).is_some_and(|ty| ty.ends_with("any"));
-        let any = lines.filter(|l| l.starts_with(' ')).filter(is_any).count();
+        let any = lines(&super::super::DEFINITIONS)
+            .filter(|l| l.starts_with(' '))
+            .filter(is_any)
+            .count();
         let read: usize = schema()
             .iter()
             .map(|d| d.fields.iter().filter(|f| holds_any(&f.ty)).count())
@@ -290,6 +334,22 @@ mod tests {
             any, read,
             "a type that the reader does not know reads as any"
         );
+    }
+
+    #[test]
+    fn prose_is_found_by_definition_and_field() {
+        let text = "package a.v1 x.a.v1\nSpec | Of a.\npackage b.v1 x.b.v1\nSpec | Of b.\n name! string | Who.\n \
+                    age int32\nOther\n size int32 | How large.\n";
+        let schema = Schema::parse(&[text]);
+        let spec = schema.get("x.b.v1.Spec").unwrap();
+        assert_eq!(spec.fields.len(), 2);
+        assert_eq!(describe(text, spec, None), Some("Of b."));
+        assert_eq!(describe(text, spec, Some("name")), Some("Who."));
+        assert_eq!(describe(text, spec, Some("age")), None);
+        assert_eq!(describe(text, spec, Some("size")), None, "another's");
+        let other = schema.get("x.b.v1.Other").unwrap();
+        assert_eq!(describe(text, other, None), None);
+        assert_eq!(describe(text, other, Some("size")), Some("How large."));
     }
 
     fn holds_any(ty: &Type) -> bool {

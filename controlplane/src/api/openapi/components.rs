@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use super::Flavor;
-use crate::schema::{Definition, Field, ListKind, Type, schema};
+use crate::schema::{Definition, Field, ListKind, Type, describe, schema};
 
 const INT_OR_STRING: &str = "io.k8s.apimachinery.pkg.util.intstr.IntOrString";
 const MICRO_TIME: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.MicroTime";
@@ -63,7 +63,11 @@ impl Components {
         let properties: Map<String, Value> = definition
             .fields
             .iter()
-            .map(|field| (field.name.to_string(), self.property(field)))
+            .map(|field| {
+                let mut property = self.property(field);
+                self.say(&mut property, describe(definition, Some(field.name)));
+                (field.name.to_string(), property)
+            })
             .collect();
         let required: Vec<&str> = definition
             .fields
@@ -73,6 +77,7 @@ impl Components {
             .collect();
 
         let mut described = json!({"type": "object", "properties": properties});
+        self.say(&mut described, describe(definition, None));
         if !required.is_empty() {
             described["required"] = json!(required);
         }
@@ -84,6 +89,14 @@ impl Components {
             described["x-kubernetes-map-type"] = json!("atomic");
         }
         self.found.insert(name, described);
+    }
+
+    fn say(&self, described: &mut Value, prose: Option<&str>) {
+        let Some(prose) = prose else { return };
+        // Beside a plain reference nothing else may stand.
+        if described.get("$ref").is_none() {
+            described["description"] = json!(prose);
+        }
     }
 
     fn property(&mut self, field: &Field) -> Value {

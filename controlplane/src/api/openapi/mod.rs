@@ -1,8 +1,8 @@
 //! The API's description as OpenAPI documents, made from the schema table and the registry.
 //!
-//! They carry what clients act upon (structure, merge keys, parameters), no prose: `kubectl
-//! apply` reads the merge keys from them, `kubectl explain` the structure, and every write of
-//! kubectl's whether the server validates fields and knows dry runs.
+//! They carry what clients act upon (structure, merge keys, parameters), and prose for Skiff's own types
+//! alone: `kubectl apply` reads the merge keys from them, `kubectl explain` the structure, and every
+//! write of kubectl's whether the server validates fields and knows dry runs.
 
 mod components;
 mod paths;
@@ -94,7 +94,9 @@ fn in_version<'r>(registry: &'r Registry, group: &str, version: &str) -> Vec<&'r
 pub fn fingerprint(registry: &Registry, group: &str, version: &str) -> String {
     let mut hasher = Sha256::new();
     hasher.update(GIT_VERSION);
-    hasher.update(crate::schema::DEFINITIONS);
+    for text in crate::schema::DEFINITIONS {
+        hasher.update(text);
+    }
     for resource in in_version(registry, group, version) {
         hasher.update(resource.plural);
         hasher.update(resource.schema);
@@ -158,6 +160,30 @@ mod tests {
             schemas.get("io.k8s.api.core.v1.Service"),
             None,
             "only what is reachable"
+        );
+    }
+
+    #[test]
+    fn our_own_types_are_described() {
+        let document = v3(&registry(), "skiff.dev", "v1").unwrap();
+        let document: Value = serde_json::from_slice(&document).unwrap();
+        let schemas = &document["components"]["schemas"];
+        let spec = &schemas["dev.skiff.v1.DrillSpec"];
+        let count = &spec["properties"]["count"];
+        assert_eq!(count["type"], "integer");
+        assert!(
+            count["description"]
+                .as_str()
+                .unwrap()
+                .starts_with("How many victims")
+        );
+        assert!(spec["description"].is_string());
+        assert!(spec["properties"]["target"]["description"].is_string());
+        assert_eq!(spec["required"], json!(["drill", "target"]));
+        let kind = json!([{"group": "skiff.dev", "version": "v1", "kind": "Drill"}]);
+        assert_eq!(
+            schemas["dev.skiff.v1.Drill"]["x-kubernetes-group-version-kind"],
+            kind
         );
     }
 

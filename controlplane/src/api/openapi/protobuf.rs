@@ -123,6 +123,7 @@ static SCHEMA: Message = Message {
     fields: &[
         ("$ref", 1, Form::Text),
         ("format", 2, Form::Text),
+        ("description", 4, Form::Text),
         ("default", 5, Form::Yaml),
         ("required", 19, Form::Each(&Form::Text)),
         (
