@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Args;
@@ -15,8 +16,10 @@ use skiff_agent::net::dns::resolv_conf::HOST_FILE;
 use tracing::info;
 
 use crate::data_dir::{self, DataDir};
+use crate::hooks::AgentProcess;
 use crate::preflight;
 use crate::pulling::PullingArgs;
+use crate::restart;
 use crate::serving::{StopSignals, announce, host_name};
 
 #[derive(Args)]
@@ -74,6 +77,8 @@ pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
 async fn serve(args: AgentArgs, data_dir: &DataDir) -> anyhow::Result<()> {
     skiff_agent::runtime::preflight::check(data_dir.path()).await?;
     let mut signals = StopSignals::listen()?;
+    restart::inherit()?;
+    signals.unless(restart::turn()).await?;
     let (node, upkeep, mut agent) = signals.unless(start(args, data_dir)).await?;
     let upkeep = tokio::spawn(upkeep.run());
     let ended = async {
@@ -131,6 +136,9 @@ async fn start(
         blocks: blocks(&membership.cluster)?,
         resolv_conf: args.resolv_conf,
         max_pods: skiff_agent::MAX_PODS,
+        hooks: Arc::new(AgentProcess {
+            with_control_plane: false,
+        }),
     };
     let agent = Agent::start(config)
         .await

@@ -11,6 +11,7 @@ use tracing::info;
 use crate::control_plane::{ControlPlaneArgs, publish};
 use crate::data_dir::{self, DataDir};
 use crate::preflight;
+use crate::restart;
 use crate::serving::{self, StopSignals, announce};
 
 #[derive(Args)]
@@ -35,6 +36,8 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
 
 async fn serve(args: &ServerArgs, data_dir: &DataDir) -> anyhow::Result<()> {
     let mut signals = StopSignals::listen()?;
+    restart::inherit()?;
+    signals.unless(restart::turn()).await?;
     let start = async {
         let identity = data_dir.identity().clone();
         let chosen =

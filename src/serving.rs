@@ -1,7 +1,7 @@
 //! What the long-running commands have in common: they serve until a signal, say when they are
 //! ready, and know where they are reached.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::Context;
@@ -46,11 +46,14 @@ impl StopSignals {
 }
 
 /// Tells whoever waits that requests are answered: a line on stdout, and systemd where it asked.
+/// A pipe that nobody reads any more is no error: who waited for the first line knows, and a restart in the
+/// same process says it again.
 pub fn announce(what: &str) -> anyhow::Result<()> {
     let mut stdout = std::io::stdout().lock();
-    writeln!(stdout, "ready {what}")
-        .and_then(|()| stdout.flush())
-        .context("cannot write to stdout")?;
+    match writeln!(stdout, "ready {what}").and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
+        written => written.context("cannot write to stdout")?,
+    }
     sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("cannot notify systemd")
 }
 

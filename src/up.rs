@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Args;
@@ -17,8 +18,10 @@ use tracing::info;
 use crate::control_plane::{ControlPlaneArgs, cluster_blocks, publish};
 use crate::data_dir::{self, DataDir};
 use crate::fleet;
+use crate::hooks::AgentProcess;
 use crate::preflight;
 use crate::pulling::PullingArgs;
+use crate::restart;
 use crate::serving::{self, StopSignals, announce};
 
 pub const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
@@ -56,6 +59,8 @@ pub fn run(args: UpArgs) -> anyhow::Result<ExitCode> {
 async fn serve(args: &UpArgs, data_dir: &DataDir) -> anyhow::Result<()> {
     skiff_agent::runtime::preflight::check(data_dir.path()).await?;
     let mut signals = StopSignals::listen()?;
+    restart::inherit()?;
+    signals.unless(restart::turn()).await?;
     if args.nodes.is_some() || Fleet::exists(data_dir.path()) {
         return fleet::serve(args, data_dir, signals).await;
     }
@@ -141,5 +146,8 @@ async fn agent_config(
         blocks,
         max_pods: skiff_agent::MAX_PODS,
         image_gc: args.pulling.image_gc(),
+        hooks: Arc::new(AgentProcess {
+            with_control_plane: true,
+        }),
     })
 }

@@ -14,6 +14,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use crate::hooks::AgentHooks;
 use crate::identity::Identity;
 use crate::leases::Leases;
 use crate::logs::Watcher;
@@ -73,6 +74,8 @@ pub struct Config {
     pub resolv_conf: PathBuf,
     pub max_pods: u32,
     pub image_gc: ImageGcPolicy,
+    /// How drills reach the process around the agent.
+    pub hooks: Arc<dyn AgentHooks>,
 }
 
 /// Why an agent could not start.

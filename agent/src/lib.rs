@@ -5,6 +5,7 @@
 
 mod agent;
 pub mod fleet;
+pub mod hooks;
 pub mod identity;
 pub mod join;
 mod leases;

@@ -11,6 +11,7 @@ pub mod cache;
 pub mod cidr;
 pub mod cluster_info;
 pub mod controllers;
+pub mod drill_hooks;
 pub mod presence;
 pub mod resources;
 pub mod scheduler;
@@ -41,6 +42,7 @@ use auth::tokens::{TokenError, Tokens};
 use cache::{Cache, CacheWriter};
 use cidr::Cidr;
 use controllers::{Advertised, Informers};
+use drill_hooks::DrillHooks;
 use presence::Presence;
 use resources::Registry;
 pub use server::BindError;
@@ -72,6 +74,9 @@ pub struct Config {
     pub controllers: bool,
     /// The longest life of the certificates that nodes get.
     pub signing_duration: Duration,
+    /// How drills reach the process around the control plane; without them, those that need it are
+    /// refused.
+    pub drill_hooks: Option<Arc<dyn DrillHooks>>,
 }
 
 pub const CLUSTER_CIDR: Cidr = Cidr::containing(Ipv4Addr::new(10, 42, 0, 0), 16);
@@ -93,6 +98,7 @@ impl Config {
             service_cidr: SERVICE_CIDR,
             controllers: true,
             signing_duration: controllers::SIGNING_DURATION,
+            drill_hooks: None,
         }
     }
 }
@@ -208,6 +214,7 @@ impl ControlPlane {
             let settings = controllers::Config {
                 signer: Some(pki.clone()),
                 signing_duration: config.signing_duration,
+                drill_hooks: config.drill_hooks.clone(),
                 presence: endpoint.presence.clone(),
                 advertised: Some(advertised),
                 cluster_dns: config.service_cidr.nth(CLUSTER_DNS_OFFSET),

@@ -12,6 +12,7 @@ mod certificates;
 mod cluster_dns;
 mod deployment;
 mod disruption;
+mod drill_tasks;
 mod endpoints;
 mod event_ttl;
 pub mod events;
@@ -49,6 +50,7 @@ use monitor::Monitor;
 use tasks::Tasks;
 
 use crate::auth::pki::Pki;
+use crate::drill_hooks::DrillHooks;
 use crate::presence::Presence;
 
 /// As kube-controller-manager's: a year.
@@ -80,6 +82,8 @@ pub struct Config {
     pub presence: Presence,
     /// Where the Service `kubernetes` leads; without it there is none.
     pub advertised: Option<Advertised>,
+    /// How drills reach the process around the control plane.
+    pub drill_hooks: Option<Arc<dyn DrillHooks>>,
 }
 
 impl Config {
@@ -96,6 +100,7 @@ impl Config {
             signing_duration: SIGNING_DURATION,
             presence: Presence::default(),
             advertised: None,
+            drill_hooks: None,
         }
     }
 }
@@ -136,6 +141,8 @@ pub fn start(client: Client, informers: &Informers, config: Config) -> Running {
         );
     }
     disruption::start(client.clone(), informers, &tasks);
+    let hooks = config.drill_hooks.clone();
+    drill_tasks::start(client.clone(), informers, hooks, &tasks);
     token_cleaner::start(client.clone(), informers, &tasks);
     load_balancer::start(client.clone(), informers, &events, &tasks);
     endpoints::start(&client, informers, config.advertised, &tasks);
