@@ -2,16 +2,15 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
 use skiff_agent::net::{Cidr, ClusterBlocks};
 use skiff_controlplane::auth::kubeconfig;
 use skiff_controlplane::{Config, ControlPlane, Running, cluster_info};
+use skiff_dev::GoDuration;
 
 use crate::data_dir::DataDir;
-use crate::durations::parse_duration;
 use crate::serving;
 
 /// How the API is served.
@@ -25,8 +24,8 @@ pub struct ControlPlaneArgs {
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
     /// The longest life of the certificates that nodes get
-    #[arg(long, value_name = "DURATION", default_value = "8760h", value_parser = parse_duration)]
-    pub cluster_signing_duration: Duration,
+    #[arg(long, value_name = "DURATION", default_value = "8760h")]
+    pub cluster_signing_duration: GoDuration,
 }
 
 impl ControlPlaneArgs {
@@ -35,7 +34,7 @@ impl ControlPlaneArgs {
             cluster_cidr: for_control_plane(blocks.pods),
             service_cidr: for_control_plane(blocks.services),
             advertise: advertised(),
-            signing_duration: self.cluster_signing_duration,
+            signing_duration: self.cluster_signing_duration.0,
             ..Config::new(data_dir.path(), Some(self.listen))
         }
     }

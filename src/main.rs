@@ -7,7 +7,7 @@ mod api_client;
 mod control_plane;
 mod data_dir;
 mod down;
-mod durations;
+mod drill;
 mod exec;
 mod fleet;
 mod hooks;
@@ -55,6 +55,8 @@ enum Command {
     Token(token::TokenArgs),
     /// Stop the cluster of a data directory and remove what it made on this host
     Down(down::DownArgs),
+    /// Break something on purpose, and measure how the cluster recovers
+    Drill(drill::DrillArgs),
     /// Look after this node's images
     Image(image::ImageArgs),
     /// List this node's containers, with the control plane up or down
@@ -88,6 +90,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Node(args) => node::run(args),
         Command::Token(args) => block_on(token::run(args)),
         Command::Down(args) => down::run(args),
+        Command::Drill(args) => block_on(drill::run(args)),
         Command::Image(args) => block_on(image::run(args)).map(|()| ExitCode::SUCCESS),
         Command::Ps(args) => block_on(ps::run(args)),
         Command::Inspect(args) => block_on(inspect::run(args)),

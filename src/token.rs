@@ -20,9 +20,9 @@ use serde::Serialize;
 use skiff_agent::join::Pin;
 use skiff_controlplane::auth::bootstrap_tokens::{NAMESPACE, SECRET_TYPE, secret_name};
 use skiff_controlplane::cluster_info::ClusterInfo;
+use skiff_dev::GoDuration;
 
 use crate::api_client::ApiArgs;
-use crate::durations::parse_duration;
 use crate::output::{Format, Table};
 
 const USAGES: [&str; 2] = ["signing", "authentication"];
@@ -49,8 +49,8 @@ struct CreateArgs {
     #[command(flatten)]
     api: ApiArgs,
     /// How long the token is good; 0: for ever
-    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = parse_duration)]
-    ttl: Duration,
+    #[arg(long, value_name = "DURATION", default_value = "24h")]
+    ttl: GoDuration,
     /// What the token is for
     #[arg(long, value_name = "USAGE", value_delimiter = ',', default_values_t = USAGES.map(String::from),
         value_parser = clap::builder::PossibleValuesParser::new(USAGES))]
@@ -157,7 +157,7 @@ async fn create_and_print(args: CreateArgs) -> anyhow::Result<()> {
     let token = create(
         &client,
         &info.authority,
-        args.ttl,
+        args.ttl.0,
         &args.usages,
         args.description.as_deref(),
     )

@@ -1,0 +1,235 @@
+//! Reports of drills, in every form: for people at a terminal ([`text`]), scripts ([`json`]), CI systems
+//! ([`junit`]), and as a page for those who were not there ([`html`]).
+//!
+//! All of them are made from the drills' objects alone, so that a drill of last week reads the same.
+
+mod html;
+mod json;
+mod junit;
+mod markup;
+mod picture;
+mod story;
+
+pub mod figures;
+pub mod text;
+pub mod verdict;
+
+#[cfg(test)]
+mod browser;
+#[cfg(test)]
+mod samples;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use kube::Api;
+use kube::api::ListParams;
+use skiff_dev::{Drill, DrillKind, GoDuration, Target};
+
+use super::UsageError;
+use super::submit::in_words;
+use crate::api_client::ApiArgs;
+use verdict::Verdict;
+
+/// What was run: a drill, or the steps of a game day.
+#[derive(Debug)]
+pub struct Report {
+    /// The game day's name.
+    pub title: Option<String>,
+    pub description: Option<String>,
+    pub entries: Vec<Entry>,
+}
+
+#[derive(Debug)]
+pub enum Entry {
+    Drill {
+        title: String,
+        drill: Box<Drill>,
+    },
+    Pause(GoDuration),
+    /// A drill whose turn never came, or (`why`) that could not be begun.
+    NotRun {
+        title: String,
+        kind: DrillKind,
+        target: Target,
+        why: Option<String>,
+    },
+}
+
+impl Report {
+    pub fn of_one(drill: Drill) -> Self {
+        let title = drill.metadata.name.clone().unwrap_or_default();
+        Self {
+            title: None,
+            description: None,
+            entries: vec![Entry::Drill {
+                title,
+                drill: Box::new(drill),
+            }],
+        }
+    }
+
+    /// Whether every drill was run and is good.
+    pub fn passed(&self) -> bool {
+        self.entries.iter().all(|entry| match entry {
+            Entry::Drill { drill, .. } => Verdict::of(drill).is_good(),
+            Entry::Pause(_) => true,
+            Entry::NotRun { .. } => false,
+        })
+    }
+
+    /// The only drill of a report that is no game day's.
+    fn single(&self) -> Option<&Drill> {
+        match (&self.title, &self.entries[..]) {
+            (None, [Entry::Drill { drill, .. }]) => Some(drill),
+            _ => None,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum ReportFormat {
+    /// For people
+    #[default]
+    Table,
+    /// For scripts
+    Json,
+    /// For CI systems: JUnit's XML
+    Junit,
+}
+
+/// Where reports go.
+#[derive(Args, Debug, Default)]
+pub struct OutputArgs {
+    /// How to print the report
+    #[arg(short, long, value_enum, default_value_t)]
+    output: ReportFormat,
+    /// Write the report as one HTML page too
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// Write the report as JUnit XML too
+    #[arg(long, value_name = "FILE")]
+    junit: Option<PathBuf>,
+}
+
+impl OutputArgs {
+    /// Finds out that files can't be written before something is broken, not after.
+    ///
+    /// # Errors
+    /// A [`UsageError`] when a file's directory is not there.
+    pub fn check(&self) -> anyhow::Result<()> {
+        for file in [&self.report, &self.junit].into_iter().flatten() {
+            let parent = file.parent().filter(|dir| !dir.as_os_str().is_empty());
+            if file.is_dir() || !parent.unwrap_or(Path::new(".")).is_dir() {
+                let file = file.display();
+                return Err(UsageError::new(format!(
+                    "{file} can't be written: there is no such directory, or it is one"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Prints and writes a report.
+    pub fn give(&self, report: &Report) -> anyhow::Result<()> {
+        if let Some(file) = &self.report {
+            write(file, &html::page(report))?;
+        }
+        if let Some(file) = &self.junit {
+            write(file, &junit::document(report))?;
+        }
+        match self.output {
+            ReportFormat::Table => print!("{}", text::report(report, text::Marks::of_stdout())),
+            ReportFormat::Json => {
+                println!("{}", serde_json::to_string_pretty(&json::value(report)?)?)
+            }
+            ReportFormat::Junit => print!("{}", junit::document(report)),
+        }
+        Ok(())
+    }
+}
+
+fn write(file: &Path, text: &str) -> anyhow::Result<()> {
+    std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
+}
+
+#[derive(Args)]
+pub struct ReportArgs {
+    #[command(flatten)]
+    api: ApiArgs,
+    /// The drill's name [default: the latest]
+    name: Option<String>,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// `skiff drill report`
+pub async fn run(args: ReportArgs) -> anyhow::Result<ExitCode> {
+    args.output.check()?;
+    let drills: Api<Drill> = Api::all(args.api.client().await?);
+    let drill = match &args.name {
+        Some(name) => match drills.get_opt(name).await {
+            Ok(found) => found.with_context(|| {
+                format!("there is no drill {name}: `kubectl get drills` shows them")
+            })?,
+            Err(error) => anyhow::bail!("cannot read drill {name}: {}", in_words(&error)),
+        },
+        None => latest(&drills).await?,
+    };
+    args.output.give(&Report::of_one(drill))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn latest(drills: &Api<Drill>) -> anyhow::Result<Drill> {
+    let all = drills.list(&ListParams::default()).await;
+    let all =
+        all.map_err(|error| anyhow::anyhow!("cannot list the drills: {}", in_words(&error)))?;
+    let latest = all.items.into_iter().max_by_key(|drill| {
+        let begun = drill
+            .status
+            .as_ref()
+            .and_then(|status| status.started_at.as_ref());
+        let made = drill.metadata.creation_timestamp.as_ref();
+        begun.map(|time| time.0).max(made.map(|time| time.0))
+    });
+    latest.context("no drill was run yet: see `skiff drill list`")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_in_no_directory_is_refused_before_anything_is_done() {
+        let args = |file: &str| OutputArgs {
+            report: Some(PathBuf::from(file)),
+            ..OutputArgs::default()
+        };
+        assert!(
+            args("/nowhere/at/all.html")
+                .check()
+                .unwrap_err()
+                .is::<UsageError>()
+        );
+        assert!(args("/tmp").check().is_err());
+        assert!(args("here.html").check().is_ok());
+        assert!(args("/tmp/there.html").check().is_ok());
+    }
+
+    #[test]
+    fn what_was_not_run_has_not_passed() {
+        let mut report = Report::of_one(samples::recovered());
+        assert!(report.passed());
+        report.entries.push(Entry::Pause(GoDuration::from_secs(1)));
+        assert!(report.passed());
+        report.entries.push(Entry::NotRun {
+            title: "last".into(),
+            kind: DrillKind::PodDelete,
+            target: Target::default(),
+            why: None,
+        });
+        assert!(!report.passed());
+    }
+}
