@@ -50,6 +50,7 @@ pub fn recovered() -> Drill {
                     ..EventCount::default()
                 }],
                 buckets: buckets.collect(),
+                ..Requests::default()
             }),
             restarts: Some(1),
             pods_moved: Some(0),

@@ -143,6 +143,12 @@ fn what_users_saw(status: &DrillStatus) -> Option<String> {
         ));
     }
     text.push('.');
+    if requests.late > 0 {
+        text.push_str(&format!(
+            " {} sent later than it was due, because the node that asked was too busy.",
+            was(requests.late, "request")
+        ));
+    }
     Some(text)
 }
 

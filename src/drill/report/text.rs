@@ -290,6 +290,13 @@ fn probes(status: &DrillStatus) -> Vec<(&'static str, String)> {
         };
         facts.push(("", format!("to {}{from}", requests.target)));
     }
+    if requests.late > 0 {
+        let told = format!(
+            "{} sent late: the node that asked was too busy",
+            requests.late
+        );
+        facts.push(("", told));
+    }
     if let Some(latency) = &requests.latency {
         let told = format!(
             "half within {}, 99% within {}, all within {}",
