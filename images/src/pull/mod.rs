@@ -32,6 +32,7 @@ pub use error::{FetchError, PullError};
 pub use progress::{LayerStage, Observer, PullEvent};
 pub use registry::RegistryPuller;
 
+use crate::registry::Outages;
 use crate::{Credentials, Image, Platform, Reference};
 
 /// What to fetch and as whom.
@@ -70,6 +71,11 @@ pub struct Pulled {
 pub trait Puller: Send + Sync + std::fmt::Debug {
     /// Fetches an image. The registry is asked even if some version of it is here already.
     fn pull(&self, request: PullRequest) -> BoxFuture<'_, Result<Pulled, PullError>>;
+
+    /// By which registries are made unreachable; `None` if none is ever asked.
+    fn outages(&self) -> Option<&Outages> {
+        None
+    }
 }
 
 /// Fetches nothing, because the operator forbids it.

@@ -13,7 +13,7 @@ use super::layers::{self, Layers};
 use super::manifest::{self, Resolved};
 use super::progress::{Progress, PullEvent};
 use super::{PullRequest, Pulled, Puller};
-use crate::registry::{Registries, Repository};
+use crate::registry::{Outages, Registries, Repository};
 use crate::store::disk::Disk;
 use crate::store::index::Named;
 use crate::store::ingest::{Commit, Ingest};
@@ -80,6 +80,10 @@ impl Puller for RegistryPuller {
             })
         };
         Box::pin(async move { self.0.pulls.join(key, work).await.result })
+    }
+
+    fn outages(&self) -> Option<&Outages> {
+        Some(self.0.registries.outages())
     }
 }
 

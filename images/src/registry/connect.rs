@@ -204,7 +204,7 @@ fn proxy_error(proxy: &Intercept, reason: impl ToString) -> ConnectError {
     }
 }
 
-fn address(url: &Uri) -> String {
+pub(super) fn address(url: &Uri) -> String {
     let port = match (url.port_u16(), url.scheme_str()) {
         (Some(port), _) => port,
         (None, Some("http")) => 80,

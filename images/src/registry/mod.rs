@@ -8,6 +8,7 @@
 //!   `endpoint` is one of them, `content` what is fetched.
 //! - `auth` and `challenge` answer a server's 401, and remember what it was content with.
 //! - `transport` sends one request and follows redirects; `connect` and `tls` make connections.
+//! - `outage` keeps requests from being sent, to rehearse that.
 //!
 //! Connections, and the system's CA certificates, live as long as a `Repository` that uses them:
 //! a process that pulls nothing holds none. Tokens are kept until they expire.
@@ -24,6 +25,7 @@ mod endpoint;
 mod error;
 mod hosts;
 mod hosts_file;
+mod outage;
 mod repository;
 mod tls;
 mod transport;
@@ -31,6 +33,7 @@ mod transport;
 pub use config::{RegistryConfig, RetryPolicy, Timeouts};
 pub use content::{Blob, MANIFEST_LIMIT, Manifest, Target};
 pub use error::{HostsError, RegistryError};
+pub use outage::{Outage, Outages};
 pub use repository::Repository;
 
 use std::collections::HashMap;
@@ -56,6 +59,7 @@ struct Shared {
     plain_http: PlainHttp,
     auth: Authorizer,
     system_roots: Arc<SystemRoots>,
+    outages: Outages,
     /// Those in use, by their settings.
     transports: Mutex<HashMap<TransportSettings, Weak<Transport>>>,
 }
@@ -67,8 +71,14 @@ impl Registries {
             config,
             auth: Authorizer::default(),
             system_roots: Arc::default(),
+            outages: Outages::default(),
             transports: Mutex::default(),
         }))
+    }
+
+    /// By which registries are made unreachable.
+    pub fn outages(&self) -> &Outages {
+        &self.0.outages
     }
 
     /// The repository of an image, to be read with the accounts given, tried in order; without
@@ -109,6 +119,7 @@ impl Shared {
             self.system_roots.clone(),
             self.config.timeouts,
             self.plain_http.clone(),
+            self.outages.clone(),
         ));
         transports.retain(|_, transport| transport.strong_count() > 0);
         transports.insert(settings.clone(), Arc::downgrade(&transport));

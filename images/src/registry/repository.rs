@@ -21,7 +21,8 @@ use super::challenge::{Challenge, challenges};
 use super::content::{Blob, Manifest, Target, expect, open_blob, read_manifest, said_digest};
 use super::endpoint::Endpoint;
 use super::error::{ConnectError, Failure, Operation, RegistryError, clean, not_found};
-use super::transport::{Answer, Ask};
+use super::outage::refused;
+use super::transport::{Answer, Ask, show};
 use crate::{Credentials, Digest, Reference};
 
 /// An image's repository. Cheap to clone; holds connections while it lives.
@@ -278,6 +279,14 @@ impl Repository {
             scope: &scope,
         };
         let server = endpoint.url(&self.reference, &wanted.path)?;
+        // Mirrors of a registry that is out are out too.
+        if self.shared.outages.hit(self.reference.registry()) {
+            return Err(Failure::Request {
+                method: wanted.method.clone(),
+                source: refused(&server),
+                url: show(&server),
+            });
+        }
         let shown = self.shared.auth.known(&server, asker);
         let answer = self.send(endpoint, wanted, shown).await?;
         let answer = match challenged(&answer) {

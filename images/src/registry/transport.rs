@@ -25,6 +25,7 @@ use super::config::Timeouts;
 use super::connect::Connector;
 use super::error::{ConnectError, Failure, Said};
 use super::hosts::is_loopback;
+use super::outage::{Outages, RESET};
 use super::tls::{SystemRoots, TlsSettings};
 
 const MAX_REDIRECTS: usize = 10;
@@ -59,6 +60,7 @@ pub(super) struct Transport {
     connect_timeout: Duration,
     timeouts: Timeouts,
     pub(super) plain_http: PlainHttp,
+    outages: Outages,
 }
 
 impl fmt::Debug for Transport {
@@ -89,6 +91,7 @@ pub(super) struct Answer {
     /// Whether it is another server than the one that was asked.
     pub(super) foreign: bool,
     body_timeout: Duration,
+    outages: Outages,
 }
 
 impl Transport {
@@ -97,6 +100,7 @@ impl Transport {
         system: Arc<SystemRoots>,
         timeouts: Timeouts,
         plain_http: PlainHttp,
+        outages: Outages,
     ) -> Self {
         let connector = Connector::new(settings, system);
         let client = Client::builder(TokioExecutor::new())
@@ -109,6 +113,7 @@ impl Transport {
             connect_timeout: settings.connect_timeout,
             timeouts,
             plain_http,
+            outages,
         }
     }
 
@@ -139,6 +144,7 @@ impl Transport {
                         url,
                         foreign,
                         body_timeout: self.timeouts.body,
+                        outages: self.outages.clone(),
                     });
                 }
                 Some(target) => self.follow(&url, target)?,
@@ -160,6 +166,13 @@ impl Transport {
         url: &Uri,
     ) -> Result<Response<Incoming>, Failure> {
         let method = request.method().clone();
+        if let Some(source) = self.outages.refuse(url) {
+            return Err(Failure::Request {
+                method,
+                url: show(url),
+                source,
+            });
+        }
         let limit = self.connect_timeout + self.timeouts.headers;
         match tokio::time::timeout(limit, self.client.request(request)).await {
             Ok(Ok(response)) => Ok(response),
@@ -214,13 +227,19 @@ impl Answer {
         length: Option<u64>,
     ) -> BoxStream<'static, Result<Bytes, Failure>> {
         let url = show(&self.url);
-        let limit = self.body_timeout;
+        let server = self.url;
+        let (limit, outages) = (self.body_timeout, self.outages);
         let state = (self.response.into_body(), 0u64, false);
         let pieces = stream::unfold(state, move |(mut body, mut seen, over)| {
             let url = url.clone();
+            let reset = outages.refuse(&server).is_some();
             async move {
                 if over {
                     return None;
+                }
+                if reset {
+                    let reason = RESET.to_owned();
+                    return Some((Err(Failure::Body { url, reason }), (body, seen, true)));
                 }
                 let wrong = |reason: String| Failure::Body {
                     url: url.clone(),
