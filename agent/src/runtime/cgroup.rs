@@ -15,7 +15,10 @@ use super::types::{CgroupResources, CgroupStats, QosClass};
 
 mod devices;
 mod files;
+mod memory;
 mod stats;
+
+pub(crate) use memory::read_memory;
 
 /// The controllers that Kubernetes needs; a host without one of them can't be a node.
 const REQUIRED: [&str; 3] = ["cpu", "memory", "pids"];

@@ -7,7 +7,7 @@ use crate::runtime::error::RuntimeError;
 use crate::runtime::types::CgroupStats;
 
 /// v1 says "no limit" with the largest multiple of a page that fits.
-const V1_UNLIMITED: u64 = 0x7fff_ffff_ffff_f000;
+pub(super) const V1_UNLIMITED: u64 = 0x7fff_ffff_ffff_f000;
 
 pub(super) fn v1(cpuacct: &Path, memory: &Path, pids: &Path) -> Result<CgroupStats, RuntimeError> {
     let usage = number(memory, "memory.usage_in_bytes")?;
