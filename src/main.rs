@@ -70,6 +70,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = skiff_agent::drill::helper::run_if_helper() {
+        return code;
+    }
     let cli = Cli::parse();
     log_to_stderr();
     match run(cli.command) {

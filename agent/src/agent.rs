@@ -14,6 +14,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use crate::drill;
 use crate::hooks::AgentHooks;
 use crate::identity::Identity;
 use crate::leases::Leases;
@@ -95,6 +96,8 @@ pub enum AgentError {
     Pods(#[source] std::io::Error),
     #[error("watching log files: {0}")]
     Logs(#[source] std::io::Error),
+    #[error("the journal of drills: {0}")]
+    Drills(#[source] std::io::Error),
 }
 
 /// The node agent.
@@ -160,6 +163,17 @@ impl Agent {
             copy: config.identity.agent_root().join("network/names.json"),
         };
         let dns = Dns::bind(dns_config).await?;
+        let scene = drill::Scene {
+            site: drill::Site::new(config.identity.clone())?,
+            node_name: config.node_name.clone(),
+            client: config.client.clone(),
+            sandboxes: sandboxes.clone(),
+            puller: config.puller.clone(),
+            hooks: config.hooks,
+            incarnation: rand::random(),
+        };
+        let drills = drill::Runner::open(scene, &logs).await;
+        let drills = drills.map_err(AgentError::Drills)?;
         let server = NodeServer::bind(server_config, Arc::new(lookup), logs.clone()).await?;
         let endpoint = server.local_addr().map_err(|source| ServerError::Listen {
             address: config.listen,
@@ -223,6 +237,7 @@ impl Agent {
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         tasks.spawn(server.run(stop.clone()));
+        tasks.spawn(drills.run(stop.clone()));
         let observers = vec![dns.observer(), proxy.observer()];
         tasks.spawn(dns.run(logs, stop.clone()));
         let services = service_watch::run(config.client.clone(), observers);

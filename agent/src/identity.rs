@@ -53,6 +53,11 @@ impl Identity {
         self.agent_root().join("pods")
     }
 
+    /// `<data>/agent/drills`
+    pub fn drills_dir(&self) -> PathBuf {
+        self.agent_root().join("drills")
+    }
+
     /// `<data>/agent/pods/<namespace>_<pod>_<uid>`
     pub fn pod_dir(&self, namespace: &str, pod: &str, uid: &str) -> PathBuf {
         self.pods_dir().join(format!("{namespace}_{pod}_{uid}"))

@@ -4,6 +4,7 @@
 //! an agent of a data directory ever had on this host.
 
 mod agent;
+pub mod drill;
 pub mod fleet;
 pub mod hooks;
 pub mod identity;

@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::Pod;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::drill;
 use crate::identity::Identity;
 use crate::net::{Network, NetworkError};
 use crate::pod::record;
@@ -25,6 +26,8 @@ pub enum PurgeError {
     Network(#[from] NetworkError),
     #[error("the volumes: {0}")]
     Volumes(#[source] std::io::Error),
+    #[error("what drills did: {0}")]
+    Drills(#[from] drill::HealError),
 }
 
 /// Stops every pod of a node and removes what the node made on the host: processes, mounts,
@@ -35,6 +38,8 @@ pub enum PurgeError {
 /// # Errors
 /// What could not be removed; everything else is tried first.
 pub async fn purge(identity: &Identity) -> Result<(), PurgeError> {
+    // First: a process that a drill has stopped can't end when it is asked to.
+    let healed = drill::heal_in_place(identity).await;
     let stopped = stop_pods(identity).await;
     if let Err(error) = &stopped {
         tracing::warn!(%error, "pods are ended without being asked");
@@ -46,9 +51,10 @@ pub async fn purge(identity: &Identity) -> Result<(), PurgeError> {
     containers?;
     network?;
     match volumes {
-        Ok(result) => result.map_err(PurgeError::Volumes),
+        Ok(result) => result.map_err(PurgeError::Volumes)?,
         Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
+    Ok(healed.map(drop)?)
 }
 
 /// Asks every container to end and waits a bounded time.
