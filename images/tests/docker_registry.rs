@@ -6,12 +6,17 @@ mod registry;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures::TryStreamExt;
-use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use layout::Layout;
 use registry::certificates::{Authority, Pair};
 use registry::debian::{Access, DebianRegistry, PASSWORD, USER};
 use registry::{Fault, FaultyRegistry};
+use ring::rand::SystemRandom;
+use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
+use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem::PemObject;
 use serde_json::{Value, json};
 use skiff_images::registry::{Registries, RegistryConfig, RegistryError, RetryPolicy};
 use skiff_images::{Credentials, Digest, Reference};
@@ -211,20 +216,30 @@ fn sign(signer: &Pair, actions: &[&str]) -> String {
         .duration_since(UNIX_EPOCH)
         .unwrap()
         .as_secs();
-    let mut header = Header::new(Algorithm::ES256);
     let der: String = signer
         .certificate
         .lines()
         .filter(|line| !line.starts_with('-'))
         .collect();
-    header.x5c = Some(vec![der]);
+    let header = json!({"alg": "ES256", "typ": "JWT", "x5c": [der]});
     let claims = json!({
         "iss": "test", "aud": "test", "sub": "me", "jti": "1",
         "iat": now - 10, "nbf": now - 10, "exp": now + 600,
         "access": [{"type": "repository", "name": "a/b", "actions": actions}],
     });
-    let key = EncodingKey::from_ec_pem(signer.key.as_bytes()).unwrap();
-    jsonwebtoken::encode(&header, &claims, &key).unwrap()
+    let encode = |part: &[u8]| URL_SAFE_NO_PAD.encode(part);
+    let message = format!(
+        "{}.{}",
+        encode(header.to_string().as_bytes()),
+        encode(claims.to_string().as_bytes())
+    );
+    let key = PrivateKeyDer::from_pem_slice(signer.key.as_bytes()).unwrap();
+    let random = SystemRandom::new();
+    let pair =
+        EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, key.secret_der(), &random)
+            .unwrap();
+    let signature = pair.sign(&random, message.as_bytes()).unwrap();
+    format!("{message}.{}", encode(signature.as_ref()))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

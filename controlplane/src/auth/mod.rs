@@ -8,6 +8,7 @@ pub mod authenticate;
 pub mod authorize;
 pub mod bootstrap;
 pub mod bootstrap_tokens;
+mod es256;
 pub mod kubeconfig;
 pub mod pki;
 pub mod references;

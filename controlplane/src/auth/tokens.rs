@@ -8,7 +8,7 @@ use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use rcgen::KeyPair;
 use serde::{Deserialize, Serialize};
 
-use super::UserInfo;
+use super::{UserInfo, es256};
 
 /// Who signs, and for whom a token is when it names nobody: the API server.
 pub const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
@@ -70,6 +70,7 @@ impl Tokens {
     /// # Errors
     /// When the key, PKCS#8 in PEM, is not one of the curve P-256.
     pub fn new(key: &str) -> Result<Self, TokenError> {
+        es256::install();
         let bad = |error: &dyn std::fmt::Display| TokenError::Key(error.to_string());
         let public = KeyPair::from_pem(key)
             .map_err(|e| bad(&e))?
