@@ -28,6 +28,7 @@ mod routes;
 pub mod segment;
 pub mod service_watch;
 mod services;
+mod sysctl;
 #[cfg(test)]
 mod tests;
 mod veth;
@@ -55,6 +56,7 @@ use node::host_error;
 pub(crate) use peers::PeerRoutes;
 pub(crate) use services::ServiceProxy;
 use services::{Owner, Services, Tables};
+pub use sysctl::SettingRefused;
 use veth::{LinkError, PodLink};
 
 use crate::identity::Identity;
@@ -83,10 +85,8 @@ pub struct PodAddress {
 pub enum NetworkError {
     #[error(transparent)]
     Addresses(#[from] IpamError),
-    #[error(
-        "turning on IPv4 forwarding: {0}; pods can't reach anything without it: set net.ipv4.ip_forward=1 on this host"
-    )]
-    Forwarding(#[source] io::Error),
+    #[error(transparent)]
+    Setting(#[from] SettingRefused),
     #[error(
         "the block {block} belongs to another cluster on this host ({owner} on lo): stop that one first"
     )]
@@ -157,6 +157,7 @@ impl Network {
     fn open_blocking(identity: Identity, config: NetworkConfig) -> Result<Self, NetworkError> {
         let host = Netlink::route().map_err(host_error("opening a netlink socket"))?;
         node::prepare(&host)?;
+        node::forward_from_uplink(&host)?;
         let cidr = config.node_cidr;
         let moved = claim_block(&host, &identity, &config)?;
         let addresses = Addresses::open(state_dir(&identity).join("addresses"), cidr)?;

@@ -6,11 +6,8 @@
 //! so two nodes on one host never share a block, and a claim ends with the host's network
 //! namespace. Pods see the node under this address.
 
-use std::collections::HashMap;
-use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::Path;
 
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::route::RouteType;
@@ -20,13 +17,13 @@ use super::NetworkError;
 use super::cidr::Cidr;
 use super::netlink::Netlink;
 use super::routes;
-use super::veth::{add_address, all_links, bring_up, delete_address};
+use super::sysctl;
+use super::veth::{FoundLink, add_address, all_links, bring_up, delete_address};
 use crate::identity::Identity;
 
 const LOOPBACK_INDEX: u32 = 1;
 /// Link scope: the kernel never chooses it as the source of traffic that leaves the host.
 const CLAIM_SCOPE: AddressScope = AddressScope::Link;
-const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
 /// When nothing leads out of the host.
 const DEFAULT_MTU: u32 = 1500;
 
@@ -146,33 +143,43 @@ pub(super) fn destinations(host: &Netlink) -> Result<Vec<Cidr>, NetworkError> {
 
 /// The MTU, in bytes, of the link that the default route leaves by.
 pub(super) fn uplink_mtu(host: &Netlink) -> Result<u32, NetworkError> {
-    let mtu_of: HashMap<u32, u32> = all_links(host)
-        .map_err(host_error("listing links"))?
-        .into_iter()
-        .map(|link| (link.index, link.mtu))
-        .collect();
-    let uplink = routes::all(host)?
+    Ok(uplink(host)?.map_or(DEFAULT_MTU, |link| link.mtu))
+}
+
+/// The link that the default route leaves by.
+fn uplink(host: &Netlink) -> Result<Option<FoundLink>, NetworkError> {
+    let index = routes::all(host)?
         .into_iter()
         .filter(|route| {
             route.header.destination_prefix_length == 0 && route.header.kind == RouteType::Unicast
         })
         .min_by_key(routes::metric)
         .and_then(|route| routes::out_link(&route));
-    Ok(uplink
-        .and_then(|index| mtu_of.get(&index).copied())
-        .unwrap_or(DEFAULT_MTU))
+    let mut links = all_links(host).map_err(host_error("listing links"))?;
+    links.retain(|link| Some(link.index) == index);
+    Ok(links.pop())
 }
 
 /// Loopback up (a fresh network namespace has it down) and IPv4 forwarding on.
 pub(super) fn prepare(host: &Netlink) -> Result<(), NetworkError> {
     host.apply_one(bring_up(LOOPBACK_INDEX))
         .map_err(host_error("bringing up lo"))?;
-    let path = Path::new(IP_FORWARD);
-    let forwards = fs::read(path).is_ok_and(|value| value.trim_ascii() != b"0");
-    if !forwards {
-        fs::write(path, "1").map_err(NetworkError::Forwarding)?;
-    }
+    sysctl::turn_on("net.ipv4.ip_forward")?;
     Ok(())
+}
+
+/// Has the uplink forward what comes in for pods: a host may have that off for one link alone.
+pub(super) fn forward_from_uplink(host: &Netlink) -> Result<(), NetworkError> {
+    match uplink(host)? {
+        Some(link) => forward_from(&link.name),
+        None => Ok(()),
+    }
+}
+
+/// The same for the link to another node.
+pub(super) fn forward_from(link: &str) -> Result<(), NetworkError> {
+    let setting = format!("net.ipv4.conf.{link}.forwarding");
+    Ok(sysctl::turn_on(&setting)?)
 }
 
 pub(super) fn host_error(doing: &'static str) -> impl Fn(io::Error) -> NetworkError {

@@ -2,6 +2,7 @@
 //! with everything that the network starts inheriting it.
 
 mod faults;
+mod host_settings;
 mod peers;
 mod services;
 

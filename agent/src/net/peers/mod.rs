@@ -14,7 +14,7 @@
 mod monitor;
 mod vxlan;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
 use std::pin::pin;
 use std::sync::Arc;
@@ -241,6 +241,13 @@ impl Inner {
             .iter()
             .map(|(peer, link)| (peer.pods, self.route_via(peer.pods, peer.address, *link)))
             .collect();
+        let links: BTreeSet<u32> = direct.iter().map(|(_, link)| *link).collect();
+        for link in links {
+            // One that vanished has a change coming that is looked at anew.
+            if let Ok(name) = nix::net::if_::if_indextoname(link) {
+                node::forward_from(&name.to_string_lossy())?;
+            }
+        }
         self.has_peers.store(!peers.is_empty(), Ordering::Relaxed);
         self.uses_tunnel
             .store(!routed.is_empty(), Ordering::Relaxed);

@@ -9,11 +9,11 @@ use super::*;
 use crate::net::peers::Peer;
 
 /// A node of the cluster in a namespace of its own.
-struct Host {
-    namespace: Namespace,
+pub(super) struct Host {
+    pub(super) namespace: Namespace,
     node: Node,
     address: Ipv4Addr,
-    network: Network,
+    pub(super) network: Network,
 }
 
 impl Host {
@@ -44,13 +44,13 @@ impl Host {
     }
 
     /// Lets the node know of these others.
-    fn reach(&self, others: &[&Host]) {
+    pub(super) fn reach(&self, others: &[&Host]) {
         let peers: Vec<_> = others.iter().map(|other| other.peer()).collect();
         let reach = || self.network.inner.reach(self.address, &peers);
         self.namespace.run(reach).unwrap();
     }
 
-    fn add_pod(&self) -> (Namespace, Ipv4Addr) {
+    pub(super) fn add_pod(&self) -> (Namespace, Ipv4Addr) {
         let pod = Namespace::new();
         let uid = format!("uid-{}", pod.0.as_raw_fd());
         let path = pod.path();
@@ -76,7 +76,7 @@ impl Host {
 }
 
 /// Hosts on one switch, 192.168.77.0/24.
-fn on_a_switch<const N: usize>() -> (Namespace, [Host; N]) {
+pub(super) fn on_a_switch<const N: usize>() -> (Namespace, [Host; N]) {
     let switch = Namespace::new();
     switch.ip("link add br0 type bridge");
     switch.ip("link set br0 up");
@@ -94,7 +94,7 @@ fn on_a_switch<const N: usize>() -> (Namespace, [Host; N]) {
 }
 
 /// Two hosts with a router between them.
-fn behind_a_router() -> (Namespace, [Host; 2]) {
+pub(super) fn behind_a_router() -> (Namespace, [Host; 2]) {
     let router = Namespace::new();
     let forward = || std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
     router.run(forward);
@@ -115,7 +115,7 @@ fn behind_a_router() -> (Namespace, [Host; 2]) {
 }
 
 /// Sends a megabyte each way; gives who the server saw.
-fn transfer(server: &TcpListener, client: &Namespace, ip: Ipv4Addr) -> IpAddr {
+pub(super) fn transfer(server: &TcpListener, client: &Namespace, ip: Ipv4Addr) -> IpAddr {
     let data = vec![7; 1 << 20];
     std::thread::scope(|scope| {
         let answering = scope.spawn(|| {
