@@ -41,6 +41,8 @@ pub(super) use vxlan::OVERHEAD;
 use vxlan::{FarEnd, Tunnel};
 
 const LOOPBACK_INDEX: u32 = 1;
+/// The label of a node's zone.
+const ZONE: &str = "topology.kubernetes.io/zone";
 /// Before what the kernel refused is tried again.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -113,6 +115,7 @@ impl PeerRoutes {
             }
             let peers: Vec<_> = known.peers.values().cloned().collect();
             let network = self.network.clone();
+            self.network.services.set_zone(&known.own_zone);
             let applied = tokio::task::spawn_blocking(move || network.reach(local, &peers)).await;
             match applied {
                 Ok(Ok(())) => failed = false,
@@ -136,11 +139,21 @@ struct Known {
     listed: bool,
 }
 
+    /// Of this node.
+    own_zone: String,
 impl Known {
     /// Whether something changed.
     fn take(&mut self, event: Event<Node>, own_name: &str) -> bool {
         let read = |node: &Node| (node.name_any() != own_name).then(|| peer(node)).flatten();
-        match event {
+        let moved = match &event {
+            Event::InitApply(node) | Event::Apply(node) if node.name_any() == own_name => {
+                let zone = node.labels().get(ZONE).cloned().unwrap_or_default();
+                let before = std::mem::replace(&mut self.own_zone, zone);
+                before != self.own_zone
+            }
+            _ => false,
+        };
+        let changed = match event {
             Event::Init => {
                 self.listing.clear();
                 false
@@ -168,7 +181,8 @@ impl Known {
                 before != now
             }
             Event::Delete(node) => self.peers.remove(&node.name_any()).is_some(),
-        }
+        };
+        moved || changed
     }
 }
 

@@ -1,10 +1,11 @@
 //! Services and their endpoints, and the program that follows from them.
 //!
 //! Kubernetes' objects are reduced to what the data plane needs when they arrive. Which endpoints are
-//! used, and for whom, follows kube-proxy: those that are ready; where there is none, those that end but
+//! used, and for whom, follows kube-proxy: those that are ready, and of these the ones that are meant for this
+//! node or its zone where all of them say whom they are meant for; where none is ready, those that end but
 //! still serve; only this node's where a traffic policy says `Local`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
@@ -97,12 +98,13 @@ impl Service {
         })
     }
 
-    /// What the node's table shall do for this service. `name` is `<namespace>/<name>`.
+    /// What the table of a node in `zone` shall do for this service. `name` is `<namespace>/<name>`.
     pub(super) fn program<'a>(
         &self,
         name: &str,
         slices: impl Iterator<Item = &'a Slice> + Clone,
         own_pods: Cidr,
+        zone: &str,
     ) -> Program {
         let mut program = Program::default();
         for address in &self.cluster_ips {
@@ -110,7 +112,7 @@ impl Service {
             program.entries.insert(entry, Target::Present);
         }
         for port in &self.ports {
-            let endpoints = Endpoints::of(port, slices.clone());
+            let endpoints = Endpoints::of(port, slices.clone(), zone);
             PortProgram {
                 service: self,
                 port,
@@ -137,10 +139,12 @@ impl Service {
                 state: EndpointState::Ready,
                 terminating: false,
                 local: true,
+                for_node: Hint::None,
+                for_zones: Box::default(),
                 pod: None,
             }],
         };
-        self.program(name, std::iter::once(&slice), own_pods)
+        self.program(name, std::iter::once(&slice), own_pods, "")
     }
 
     /// How many endpoints of this node are ready, for `healthCheckNodePort`.
@@ -191,8 +195,30 @@ pub(super) struct Endpoint {
     pub(super) terminating: bool,
     /// On this node.
     pub(super) local: bool,
+    /// Whether it is meant for this node.
+    for_node: Hint,
+    /// The zones that it is meant for; none is no hint.
+    for_zones: Box<[Box<str>]>,
     /// The uid of the pod that it is.
     pub(super) pod: Option<Arc<str>>,
+}
+
+/// What an EndpointSlice says of whom an endpoint is meant for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hint {
+    None,
+    Us,
+    Others,
+}
+
+impl Hint {
+    fn of<'a>(mut meant_for: impl Iterator<Item = &'a str> + Clone, us: &str) -> Self {
+        match meant_for.clone().next() {
+            None => Self::None,
+            Some(_) if meant_for.any(|name| name == us) => Self::Us,
+            Some(_) => Self::Others,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -244,6 +270,10 @@ impl Endpoint {
             }
             false => EndpointState::NotReady,
         };
+        let hints = endpoint.hints.as_ref();
+        let nodes = hints.and_then(|h| h.for_nodes.as_ref()).into_iter();
+        let nodes = nodes.flatten().map(|node| node.name.as_str());
+        let zones = hints.and_then(|h| h.for_zones.as_ref()).into_iter();
         let target = endpoint.target_ref.as_ref();
         let pod = target.filter(|t| t.kind.as_deref() == Some("Pod"));
         Some(Self {
@@ -251,49 +281,109 @@ impl Endpoint {
             state,
             terminating: conditions.terminating.unwrap_or(false),
             local: endpoint.node_name.as_deref() == Some(node),
+            for_node: Hint::of(nodes, node),
+            for_zones: zones.flatten().map(|z| z.name.as_str().into()).collect(),
             pod: pod.and_then(|t| t.uid.as_deref()).map(Arc::from),
         })
     }
 }
 
-/// The endpoints of one port: those to be used by everybody, and those of this node.
+/// The endpoints of one port.
 struct Endpoints {
+    /// Those that everything is spread over which is not bound to this node.
     all: Vec<SocketAddrV4>,
+    /// This node's.
     local: Vec<SocketAddrV4>,
 }
 
 impl Endpoints {
-    fn of<'a>(port: &Port, slices: impl Iterator<Item = &'a Slice>) -> Self {
-        // By state and place; a tree, so that the same endpoints always come in the same order.
-        let mut found: BTreeMap<(bool, bool), BTreeSet<SocketAddrV4>> = BTreeMap::new();
+    fn of<'a>(port: &Port, slices: impl Iterator<Item = &'a Slice>, zone: &str) -> Self {
+        let mut candidates = Vec::new();
         for slice in slices {
             let numbers = slice
                 .ports
                 .iter()
                 .filter(|p| p.name == port.name && p.protocol == port.protocol);
             for number in numbers {
-                for endpoint in &slice.endpoints {
-                    let ready = match endpoint.state {
-                        EndpointState::Ready => true,
-                        EndpointState::Terminating => false,
-                        EndpointState::NotReady => continue,
-                    };
-                    let address = SocketAddrV4::new(endpoint.address, number.port);
-                    let place = found.entry((ready, endpoint.local)).or_default();
-                    place.insert(address);
-                }
+                let usable = slice.endpoints.iter();
+                let usable = usable.filter(|e| e.state != EndpointState::NotReady);
+                candidates.extend(usable.map(|endpoint| Candidate {
+                    address: SocketAddrV4::new(endpoint.address, number.port),
+                    endpoint,
+                }));
             }
         }
-        let mut of = |ready, local| found.remove(&(ready, local)).unwrap_or_default();
-        let (ready, ready_local) = (of(true, false), of(true, true));
-        let (ending, ending_local) = (of(false, false), of(false, true));
-        let prefer = |first: BTreeSet<SocketAddrV4>, second: BTreeSet<SocketAddrV4>| {
-            let chosen = if first.is_empty() { second } else { first };
-            chosen.into_iter().collect::<Vec<_>>()
+        let (ready, ending): (Vec<_>, Vec<_>) = candidates
+            .into_iter()
+            .partition(|c| c.endpoint.state == EndpointState::Ready);
+        let near = Nearness::of(&ready, zone);
+        let prefer = |first: Vec<SocketAddrV4>, second: Vec<SocketAddrV4>| match first.as_slice() {
+            [] => second,
+            _ => first,
         };
+        let local = |c: &Candidate<'_>| c.endpoint.local;
         Self {
-            all: prefer(&ready | &ready_local, &ending | &ending_local),
-            local: prefer(ready_local, ending_local),
+            all: prefer(
+                addresses_of(&ready, |c| near.admits(c.endpoint, zone)),
+                addresses_of(&ending, |_| true),
+            ),
+            local: prefer(addresses_of(&ready, local), addresses_of(&ending, local)),
+        }
+    }
+
+    /// Every endpoint that packets may come to.
+    fn reachable(&self) -> Vec<SocketAddrV4> {
+        let all: BTreeSet<_> = self.all.iter().chain(&self.local).copied().collect();
+        all.into_iter().collect()
+    }
+}
+
+struct Candidate<'a> {
+    address: SocketAddrV4,
+    endpoint: &'a Endpoint,
+}
+
+/// Each address once, and the same ones always in the same order.
+fn addresses_of(
+    candidates: &[Candidate<'_>],
+    wanted: impl Fn(&Candidate<'_>) -> bool,
+) -> Vec<SocketAddrV4> {
+    let wanted = candidates.iter().filter(|c| wanted(c));
+    let found: BTreeSet<_> = wanted.map(|c| c.address).collect();
+    found.into_iter().collect()
+}
+
+/// Which of the ready endpoints are near enough. As in kube-proxy, hints count only when every ready endpoint has
+/// them and at least one is for us: otherwise some clients would have no endpoint at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Nearness {
+    Node,
+    Zone,
+    Anywhere,
+}
+
+impl Nearness {
+    fn of(ready: &[Candidate<'_>], zone: &str) -> Self {
+        let each = |near: Self| {
+            let hints = ready.iter().map(move |c| near.hint(c.endpoint, zone));
+            let all = hints.clone().all(|hint| hint != Hint::None);
+            all && hints.into_iter().any(|hint| hint == Hint::Us)
+        };
+        [Self::Node, Self::Zone]
+            .into_iter()
+            .find(|near| each(*near))
+            .unwrap_or(Self::Anywhere)
+    }
+
+    fn admits(self, endpoint: &Endpoint, zone: &str) -> bool {
+        self == Self::Anywhere || self.hint(endpoint, zone) == Hint::Us
+    }
+
+    fn hint(self, endpoint: &Endpoint, zone: &str) -> Hint {
+        match self {
+            Self::Node => endpoint.for_node,
+            Self::Zone => Hint::of(endpoint.for_zones.iter().map(|z| &**z), zone),
+            Self::Anywhere => Hint::None,
         }
     }
 }
@@ -310,7 +400,7 @@ struct PortProgram<'a> {
 
 impl PortProgram<'_> {
     fn write(&mut self, own_pods: Cidr) {
-        for endpoint in &self.endpoints.all {
+        for endpoint in self.endpoints.reachable() {
             if own_pods.contains(*endpoint.ip()) {
                 let entry = Entry::Hairpin(*endpoint.ip());
                 self.program.entries.insert(entry, Target::Present);
@@ -412,7 +502,7 @@ impl PortProgram<'_> {
 
     fn serve(&mut self, frontend: Frontend, chain: Arc<str>) {
         self.entry(Entry::Served(frontend), Target::Chain(chain));
-        self.note_udp(frontend, self.endpoints.all.clone());
+        self.note_udp(frontend, self.endpoints.reachable());
     }
 
     /// Nobody at all is a refusal, nobody on this node alone is silence: somebody else may answer.

@@ -29,7 +29,7 @@ fn own_pods() -> Cidr {
 }
 
 fn program(service: &Service, slices: &[Slice]) -> Program {
-    service.program("ns/web", slices.iter(), own_pods())
+    service.program("ns/web", slices.iter(), own_pods(), "west")
 }
 
 fn endpoints(program: &Program, chain: &str) -> Vec<String> {
@@ -164,4 +164,85 @@ fn balancers_that_proxy_themselves_are_left_alone() {
     assert_eq!(served("203.0.113.1"), Some(&Target::Chain(gate.clone())));
     assert_eq!(served("203.0.113.2"), None);
     assert!(matches!(&program.chains[&gate], Chain::Gate { sources, .. } if sources.len() == 1));
+}
+
+#[test]
+fn near_endpoints_are_preferred_while_all_say_whom_they_are_for() {
+    let web = service(json!({"clusterIP": "10.43.0.7", "ports": [{"name": "http", "port": 80}]}));
+    let endpoint = |address: &str, nodes: &[&str], zones: &[&str]| {
+        let names = |names: &[&str]| -> Vec<Value> {
+            names.iter().map(|name| json!({"name": name})).collect()
+        };
+        let hints = json!({"forNodes": names(nodes), "forZones": names(zones)});
+        json!({"addresses": [address], "nodeName": "there", "hints": hints})
+    };
+    let chosen = |all: Value| {
+        let program = program(&web, &[slice("http", all)]);
+        endpoints(&program, "service-ns/web/tcp/http")
+    };
+    let (one, two, three) = ("10.42.4.1", "10.42.4.2", "10.42.4.3");
+    let ports = |addresses: &[&str]| -> Vec<String> {
+        addresses.iter().map(|a| format!("{a}:8080")).collect()
+    };
+    // This node comes before its zone.
+    let same_node = json!([
+        endpoint(one, &["here"], &["west"]),
+        endpoint(two, &["there"], &["west"]),
+        endpoint(three, &["there"], &["east"]),
+    ]);
+    assert_eq!(chosen(same_node), ports(&[one]));
+    let same_zone = json!([
+        endpoint(one, &["there"], &["west"]),
+        endpoint(two, &["there"], &["west", "east"]),
+        endpoint(three, &["there"], &["east"]),
+    ]);
+    assert_eq!(chosen(same_zone), ports(&[one, two]));
+    // One that says nothing makes all of them equal.
+    let incomplete = json!([endpoint(one, &[], &["west"]), endpoint(two, &[], &[])]);
+    assert_eq!(chosen(incomplete), ports(&[one, two]));
+    // So does a zone that nobody is meant for.
+    let elsewhere = json!([
+        endpoint(one, &[], &["east"]),
+        endpoint(two, &[], &["north"])
+    ]);
+    assert_eq!(chosen(elsewhere), ports(&[one, two]));
+    // What is not ready has no say, and what ends is used wherever it is.
+    let mut unready = endpoint(two, &[], &[]);
+    unready["conditions"] = json!({"ready": false});
+    let with_unready = json!([
+        endpoint(one, &[], &["west"]),
+        endpoint(three, &[], &["east"]),
+        unready
+    ]);
+    assert_eq!(chosen(with_unready), ports(&[one]));
+    let mut ending = endpoint(two, &[], &["east"]);
+    ending["conditions"] = json!({"ready": false, "serving": true, "terminating": true});
+    assert_eq!(chosen(json!([ending])), ports(&[two]));
+}
+
+#[test]
+fn a_local_policy_knows_no_nearness() {
+    let spec = json!({
+        "clusterIP": "10.43.0.7", "type": "NodePort", "externalTrafficPolicy": "Local",
+        "ports": [{"name": "http", "port": 80, "nodePort": 30080}],
+    });
+    let zone = |name: &str| json!({"forZones": [{"name": name}]});
+    let both = slice(
+        "http",
+        json!([
+            {"addresses": ["10.42.0.5"], "nodeName": "here", "hints": zone("east")},
+            {"addresses": ["10.42.4.5"], "nodeName": "there", "hints": zone("west")},
+        ]),
+    );
+    let program = program(&service(spec), &[both]);
+    assert_eq!(
+        endpoints(&program, "service-ns/web/tcp/http"),
+        ["10.42.4.5:8080"]
+    );
+    assert_eq!(
+        endpoints(&program, "local-ns/web/tcp/http"),
+        ["10.42.0.5:8080"]
+    );
+    let hairpin = Entry::Hairpin("10.42.0.5".parse().unwrap());
+    assert!(program.entries.contains_key(&hairpin));
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use kube::ResourceExt;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::conntrack;
 use super::health::HealthServers;
@@ -35,6 +35,8 @@ pub(in crate::net) struct Services {
     tables: Mutex<Option<Tables>>,
     local: Mutex<HashMap<ServiceName, SocketAddrV4>>,
     local_changed: Notify,
+    /// `topology.kubernetes.io/zone` of this node; empty while there is none.
+    zone: watch::Sender<Arc<str>>,
     pub(in crate::net) withdrawal: Withdrawal,
 }
 
@@ -44,6 +46,7 @@ impl Services {
             tables: Mutex::new(tables),
             local: Mutex::default(),
             local_changed: Notify::new(),
+            zone: watch::Sender::new("".into()),
             withdrawal: Withdrawal::default(),
         }
     }
@@ -52,6 +55,17 @@ impl Services {
     pub(in crate::net) fn lead_to_socket(&self, service: ServiceName, socket: SocketAddrV4) {
         lock(&self.local).insert(service, socket);
         self.local_changed.notify_one();
+    }
+
+    /// Says which zone this node is in.
+    pub(in crate::net) fn set_zone(&self, zone: &str) {
+        self.zone.send_if_modified(|now| {
+            let changed = **now != *zone;
+            if changed {
+                *now = zone.into();
+            }
+            changed
+        });
     }
 
     /// Takes programs in. Blocking.
@@ -134,9 +148,15 @@ impl ServiceProxy {
     pub(crate) async fn run(self) {
         let mut health = HealthServers::default();
         let mut retry = false;
+        let mut zone = self.services.zone.subscribe();
+        zone.mark_changed();
         loop {
             tokio::select! {
                 () = self.changed.notified() => {}
+                // The sender lives as long as `self`.
+                Ok(()) = zone.changed() => {
+                    lock(&self.known).set_zone(zone.borrow_and_update().clone());
+                }
                 () = self.services.local_changed.notified() => {
                     lock(&self.known).touch(lock(&self.services.local).keys());
                 }
@@ -206,6 +226,7 @@ pub(in crate::net) struct Known {
     /// Services whose program may be another now.
     dirty: HashSet<ServiceName>,
     complete: bool,
+    zone: Arc<str>,
     written: bool,
 }
 
@@ -222,6 +243,7 @@ impl Known {
             written: false,
         }
     }
+            zone: "".into(),
 
     pub(in crate::net) fn take(&mut self, change: &Change) {
         match change {
@@ -230,6 +252,14 @@ impl Known {
             Change::Slice(slice) => self.put_slice(slice),
             Change::SliceGone(name) => self.remove_slice(name),
             Change::Complete => self.complete = true,
+        }
+    }
+
+    /// Services whose endpoints prefer a zone may have others now.
+    fn set_zone(&mut self, zone: Arc<str>) {
+        if self.zone != zone {
+            self.zone = zone;
+            self.dirty.extend(self.services.keys().cloned());
         }
     }
 
@@ -315,7 +345,7 @@ impl Known {
             let text = name.to_string();
             Some(match local.get(name) {
                 Some(socket) => service.local_program(&text, *socket, own_pods),
-                None => service.program(&text, self.slices_of(name), own_pods),
+                None => service.program(&text, self.slices_of(name), own_pods, &self.zone),
             })
         };
         let dirty = self.dirty.iter();
