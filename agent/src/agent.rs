@@ -188,6 +188,7 @@ impl Agent {
         let peers = network
             .peer_routes(config.node_name.clone(), config.address)
             .run(config.client.clone());
+        let answers = network.clone().answer_others();
         let images_changed = Arc::new(Notify::new());
         let accounts = PullAccounts::new(config.identity.data_dir());
         let context = Arc::new(NodeContext {
@@ -250,6 +251,7 @@ impl Agent {
         }
         tasks.spawn(until(&stop, proxy.run()));
         tasks.spawn(until(&stop, peers));
+        tasks.spawn(until(&stop, answers));
         tasks.spawn(until(
             &stop,
             events::write(config.client.clone(), config.node_name.clone(), queue),

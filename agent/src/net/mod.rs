@@ -12,6 +12,7 @@
 //!        detach -> link removed -> address free
 //! ServiceProxy::run -> services and host ports into the node's table (services)
 //! PeerRoutes::run   -> routes and a tunnel to the other nodes' pods (peers)
+//! answer_others     -> tells other nodes what this one's table has let go of (settling)
 //! ```
 
 mod blocks;
@@ -28,6 +29,7 @@ mod routes;
 pub mod segment;
 pub mod service_watch;
 mod services;
+mod settling;
 mod sysctl;
 #[cfg(test)]
 mod tests;
@@ -39,9 +41,8 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -56,13 +57,11 @@ use node::host_error;
 pub(crate) use peers::PeerRoutes;
 pub(crate) use services::ServiceProxy;
 use services::{Owner, Services, Tables};
+use settling::Others;
 pub use sysctl::SettingRefused;
 use veth::{LinkError, PodLink};
 
 use crate::identity::Identity;
-
-/// How much later than this node another one may let go of an endpoint: it takes milliseconds.
-const SETTLING: Duration = Duration::from_millis(150);
 
 /// Where pods get their addresses from.
 #[derive(Debug, Clone)]
@@ -133,12 +132,11 @@ struct Inner {
     blocks: ClusterBlocks,
     cidr: Cidr,
     node_address: Ipv4Addr,
-    /// Of the uplink.
-    mtu: u32,
+    /// Of the uplink, when it was last looked at.
+    mtu: AtomicU32,
     /// Some nodes are reached by the tunnel only: what pods send has to fit into it.
     uses_tunnel: AtomicBool,
-    /// There are other nodes.
-    has_peers: AtomicBool,
+    others: Others,
     addresses: Mutex<Addresses>,
     services: Arc<Services>,
 }
@@ -190,10 +188,10 @@ impl Network {
                 cidr,
                 blocks: config.blocks,
                 uses_tunnel: AtomicBool::new(false),
-                has_peers: AtomicBool::new(false),
+                others: Others::default(),
                 services: Arc::new(Services::new(tables)),
                 node_address,
-                mtu: node::uplink_mtu(&host)?,
+                mtu: AtomicU32::new(node::uplink_mtu(&host)?),
                 addresses: Mutex::new(addresses),
                 identity,
             }),
@@ -246,16 +244,22 @@ impl Network {
         }
     }
 
-    /// Resolves when no service leads to the pod any more: this node's table has let go of it, and the
-    /// other nodes, which learn of it at the same moment, have had the time to.
+    /// Resolves when no service leads to the pod any more: this node's table has let go of it, and so have those of
+    /// all other nodes that can say so.
     pub(crate) async fn withdrawn(&self, uid: &str) {
-        let withdrawal = &self.inner.services.withdrawal;
-        if !withdrawal.is_served(uid) {
-            return;
+        let inner = &self.inner;
+        if let Some(revision) = inner.services.withdrawal.withdrawn(uid).await {
+            inner.others.settled(inner.node_address, revision).await;
         }
-        withdrawal.withdrawn(uid).await;
-        if self.inner.has_peers.load(Ordering::Relaxed) {
-            tokio::time::sleep(SETTLING).await;
+    }
+
+    /// Tells the other nodes what this one's table has let go of, until it is dropped.
+    pub(crate) async fn answer_others(self) {
+        let inner = &self.inner;
+        let committed = inner.services.withdrawal.subscribe();
+        let answered = inner.others.answer(inner.node_address, committed).await;
+        if let Err(error) = answered {
+            tracing::error!(%error, "other nodes' questions can't be answered: their pods take longer to end");
         }
     }
 
@@ -331,9 +335,10 @@ impl Inner {
     }
 
     fn pod_mtu(&self) -> u32 {
+        let mtu = self.mtu.load(Ordering::Relaxed);
         match self.uses_tunnel.load(Ordering::Relaxed) {
-            true => self.mtu.saturating_sub(peers::OVERHEAD),
-            false => self.mtu,
+            true => mtu.saturating_sub(peers::OVERHEAD),
+            false => mtu,
         }
     }
 
@@ -379,6 +384,7 @@ impl Inner {
         if let Some(link) = found {
             veth::delete_link(&host, link.index).map_err(host_error("removing a pod's link"))?;
         }
+        self.services.withdrawal.forget(uid);
         Ok(self.addresses().release(uid)?)
     }
 

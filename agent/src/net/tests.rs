@@ -5,6 +5,7 @@ mod faults;
 mod host_settings;
 mod peers;
 mod services;
+mod settling;
 
 use std::collections::HashMap;
 use std::fs::File;

@@ -53,6 +53,8 @@ pub(super) struct Peer {
     pub(super) address: Ipv4Addr,
     /// Its block.
     pub(super) pods: Cidr,
+    /// What its condition says: one that is not can't be waited for.
+    pub(super) ready: bool,
 }
 
 /// Keeps the routes to the other nodes' pods.
@@ -113,9 +115,12 @@ impl PeerRoutes {
             if !known.listed || !changed {
                 continue;
             }
+            let ready = known.peers.values().filter(|peer| peer.ready);
+            let ready = ready.filter_map(|peer| node::node_address(peer.pods).ok());
+            self.network.others.set(ready.collect());
+            self.network.services.set_zone(&known.own_zone);
             let peers: Vec<_> = known.peers.values().cloned().collect();
             let network = self.network.clone();
-            self.network.services.set_zone(&known.own_zone);
             let applied = tokio::task::spawn_blocking(move || network.reach(local, &peers)).await;
             match applied {
                 Ok(Ok(())) => failed = false,
@@ -137,10 +142,10 @@ struct Known {
     peers: BTreeMap<String, Peer>,
     listing: BTreeMap<String, Peer>,
     listed: bool,
-}
-
     /// Of this node.
     own_zone: String,
+}
+
 impl Known {
     /// Whether something changed.
     fn take(&mut self, event: Event<Node>, own_name: &str) -> bool {
@@ -191,7 +196,13 @@ fn peer(node: &Node) -> Option<Peer> {
     let addresses = node.status.as_ref()?.addresses.iter().flatten();
     let mut internal = addresses.filter(|a| a.type_ == "InternalIP");
     let address = internal.find_map(|a| a.address.parse().ok())?;
-    Some(Peer { address, pods })
+    let conditions = node.status.as_ref()?.conditions.iter().flatten();
+    let mut ready = conditions.filter(|c| c.type_ == "Ready");
+    Some(Peer {
+        address,
+        pods,
+        ready: ready.any(|c| c.status == "True"),
+    })
 }
 
 /// How a node is reached.
@@ -262,7 +273,6 @@ impl Inner {
                 node::forward_from(&name.to_string_lossy())?;
             }
         }
-        self.has_peers.store(!peers.is_empty(), Ordering::Relaxed);
         self.uses_tunnel
             .store(!routed.is_empty(), Ordering::Relaxed);
         let tunnel = self.tunnel(&host, local)?;

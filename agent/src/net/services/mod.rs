@@ -25,3 +25,4 @@ pub(in crate::net) use proxy::Known;
 pub(crate) use proxy::ServiceProxy;
 pub(in crate::net) use proxy::Services;
 pub(in crate::net) use tables::Tables;
+pub(in crate::net) use withdrawal::Committed;

@@ -167,7 +167,9 @@ impl ServiceProxy {
                 continue;
             };
             if pending.updates.is_empty() && !pending.first && !retry {
-                self.services.withdrawal.publish(pending.served);
+                self.services
+                    .withdrawal
+                    .publish(pending.served, pending.revision);
                 continue;
             }
             let shared = self.services.clone();
@@ -176,7 +178,9 @@ impl ServiceProxy {
             match applied {
                 Ok(Ok(())) => {
                     retry = false;
-                    self.services.withdrawal.publish(pending.served);
+                    self.services
+                        .withdrawal
+                        .publish(pending.served, pending.revision);
                 }
                 Ok(Err(error)) => {
                     if !retry {
@@ -203,6 +207,7 @@ impl ServiceProxy {
             first: !std::mem::replace(&mut known.written, true),
             updates: known.updates(&local, self.own_pods),
             served: known.served.pods(),
+            revision: known.revision,
         })
     }
 }
@@ -214,19 +219,23 @@ struct Pending {
     updates: Vec<(Owner, Option<Program>)>,
     /// The pods of this node that services lead to once it is written.
     served: HashSet<Arc<str>>,
+    /// What the slices were at that revision is then in the table.
+    revision: u64,
 }
 
 /// What the API said.
 pub(in crate::net) struct Known {
     node_name: String,
+    zone: Arc<str>,
     services: HashMap<ServiceName, Service>,
     slices: HashMap<ServiceName, HashMap<String, Slice>>,
     owners: HashMap<ObjectName, ServiceName>,
     served: Served,
+    /// The newest of the slices.
+    revision: u64,
     /// Services whose program may be another now.
     dirty: HashSet<ServiceName>,
     complete: bool,
-    zone: Arc<str>,
     written: bool,
 }
 
@@ -234,24 +243,15 @@ impl Known {
     pub(in crate::net) fn new(node_name: String) -> Self {
         Self {
             node_name,
+            zone: "".into(),
             services: HashMap::new(),
             slices: HashMap::new(),
             owners: HashMap::new(),
             served: Served::default(),
+            revision: 0,
             dirty: HashSet::new(),
             complete: false,
             written: false,
-        }
-    }
-            zone: "".into(),
-
-    pub(in crate::net) fn take(&mut self, change: &Change) {
-        match change {
-            Change::Service(service) => self.put_service(service),
-            Change::ServiceGone(name) => self.remove_service(name),
-            Change::Slice(slice) => self.put_slice(slice),
-            Change::SliceGone(name) => self.remove_slice(name),
-            Change::Complete => self.complete = true,
         }
     }
 
@@ -260,6 +260,16 @@ impl Known {
         if self.zone != zone {
             self.zone = zone;
             self.dirty.extend(self.services.keys().cloned());
+        }
+    }
+
+    pub(in crate::net) fn take(&mut self, change: &Change) {
+        match change {
+            Change::Service(service) => self.put_service(service),
+            Change::ServiceGone(name) => self.remove_service(name),
+            Change::Slice(slice) => self.put_slice(slice),
+            Change::SliceGone(name) => self.remove_slice(name),
+            Change::Complete => self.complete = true,
         }
     }
 
@@ -287,6 +297,9 @@ impl Known {
     }
 
     fn put_slice(&mut self, object: &discovery::EndpointSlice) {
+        let revision = object.resource_version();
+        let revision = revision.and_then(|version| version.parse().ok());
+        self.revision = self.revision.max(revision.unwrap_or_default());
         let name = ObjectName::of(object);
         let labels = object.labels();
         let owner = labels.get(SERVICE_NAME);
