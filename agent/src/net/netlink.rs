@@ -141,8 +141,8 @@ impl Netlink {
     }
 
     /// Sends a batch of nftables requests, of which the last one before the end asks for an
-    /// answer: the kernel carries out all of them or none.
-    pub(super) fn batch(&self, requests: &[Request]) -> Result<(), Refused> {
+    /// answer: the kernel carries out all of them or none. Gives how many bytes they were.
+    pub(super) fn batch(&self, requests: &[Request]) -> Result<usize, Refused> {
         let whole_batch = |source: io::Error| Refused { index: 0, source };
         let first = self.sequence.get() + 1;
         let mut buffer = Vec::with_capacity(4096);
@@ -180,7 +180,7 @@ impl Netlink {
             }
         }
         if done {
-            Ok(())
+            Ok(buffer.len())
         } else {
             Err(whole_batch(io::Error::other("the kernel did not answer")))
         }

@@ -4,6 +4,8 @@
 mod faults;
 mod host_settings;
 mod peers;
+mod scale;
+mod sctp;
 mod services;
 mod settling;
 

@@ -228,8 +228,13 @@ impl<'a> Transaction<'a> {
             return Ok(());
         }
         self.requests.push(batch_edge(BATCH_END));
-        Netlink::netfilter()?
-            .batch(&self.requests)
+        let committed = Netlink::netfilter()?.batch(&self.requests);
+        committed
+            .inspect(|bytes| {
+                let requests = self.requests.len();
+                tracing::debug!(table = self.table, requests, bytes, "committed");
+            })
+            .map(drop)
             .map_err(|refused| {
                 let kind = self.requests.get(refused.index).map(|r| r.kind & 0xff);
                 tracing::debug!(table = self.table, request = refused.index, ?kind, error = %refused.source, "nftables refused a transaction");

@@ -275,7 +275,9 @@ impl Inner {
         }
         self.uses_tunnel
             .store(!routed.is_empty(), Ordering::Relaxed);
-        let tunnel = self.tunnel(&host, local)?;
+        let mtu = node::uplink_mtu(&host)?;
+        self.mtu.store(mtu, Ordering::Relaxed);
+        let tunnel = self.tunnel(local, mtu);
         if routed.is_empty() {
             tunnel
                 .remove(&host)
@@ -325,15 +327,15 @@ impl Inner {
         route
     }
 
-    fn tunnel(&self, host: &Netlink, local: Ipv4Addr) -> Result<Tunnel, NetworkError> {
-        Ok(Tunnel {
+    fn tunnel(&self, local: Ipv4Addr, uplink_mtu: u32) -> Tunnel {
+        Tunnel {
             name: self.identity.tunnel_link(),
             group: self.identity.link_group(),
             cluster: self.blocks.pods,
             node_address: self.node_address,
             local,
-            mtu: node::uplink_mtu(host)?.saturating_sub(OVERHEAD),
-        })
+            mtu: uplink_mtu.saturating_sub(OVERHEAD),
+        }
     }
 
     /// Adds what is missing, replaces what differs, removes what is not wanted any more.

@@ -12,7 +12,7 @@ use crate::net::peers::Peer;
 pub(super) struct Host {
     pub(super) namespace: Namespace,
     node: Node,
-    address: Ipv4Addr,
+    pub(super) address: Ipv4Addr,
     pub(super) network: Network,
 }
 
@@ -40,6 +40,7 @@ impl Host {
         Peer {
             address: self.address,
             pods: self.network.cidr(),
+            ready: true,
         }
     }
 
@@ -69,7 +70,10 @@ impl Host {
         let node = json!({
             "metadata": {"name": name},
             "spec": {"podCIDR": self.network.cidr()},
-            "status": {"addresses": [{"type": "InternalIP", "address": self.address}]},
+            "status": {
+                "addresses": [{"type": "InternalIP", "address": self.address}],
+                "conditions": [{"type": "Ready", "status": "True"}],
+            },
         });
         serde_json::from_value(node).unwrap()
     }
@@ -211,33 +215,53 @@ fn nodes_behind_a_router_use_the_tunnel() {
 }
 
 #[test]
-fn a_link_that_flaps_and_a_node_that_moves_are_followed() {
-    let (_switch, hosts) = on_a_switch::<2>();
+fn packets_fit_while_the_tunnel_is_there_and_may_be_longer_when_it_is_gone() {
+    let (_router, hosts) = behind_a_router();
     let [a, b] = &hosts;
+    let mtu = |pod: &Namespace| {
+        pod.run(|| {
+            let links = all_links(&Netlink::route().unwrap()).unwrap();
+            links.into_iter().find(|l| l.name == "eth0").unwrap().mtu
+        })
+    };
+    let (before, _) = a.add_pod();
+    assert_eq!(mtu(&before), 1500);
+    for _ in 0..3 {
+        a.reach(&[b]);
+        b.reach(&[a]);
+        let (during, ip_during) = a.add_pod();
+        assert_eq!(mtu(&during), 1450);
+        let (pod_b, ip_b) = b.add_pod();
+        let server = pod_b.serve();
+        assert_eq!(transfer(&server, &during, ip_b), ip_during);
+        a.reach(&[]);
+        let (after, _) = a.add_pod();
+        assert_eq!(mtu(&after), 1500);
+        assert_eq!(mtu(&during), 1450, "a pod keeps what it began with");
+    }
+    // A narrower uplink makes a narrower tunnel.
+    for host in [a, b] {
+        host.namespace.ip("link set eth0 mtu 1400");
+    }
+    a.reach(&[b]);
     b.reach(&[a]);
-    let (pod_a, ip_a) = a.add_pod();
+    let (narrow, ip_narrow) = a.add_pod();
+    assert_eq!(mtu(&narrow), 1350);
     let (pod_b, ip_b) = b.add_pod();
-    let server = pod_b.serve();
-    let answered = |pod: &Namespace| -> bool {
-        let brief = Duration::from_millis(500);
-        pod.run(|| TcpStream::connect_timeout(&SocketAddr::from((ip_b, 80)), brief).is_ok())
-    };
-    let until = |what: &str, condition: &dyn Fn() -> bool| {
-        let deadline = std::time::Instant::now() + PATIENCE;
-        while !condition() {
-            assert!(std::time::Instant::now() < deadline, "{what}");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    };
+    assert_eq!(transfer(&pod_b.serve(), &narrow, ip_b), ip_narrow);
+}
+
+/// Does something while the node keeps its way to the other.
+fn while_kept(host: &Host, other: &Host, test: impl FnOnce()) {
     let (stop, stopped) = oneshot::channel::<()>();
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            a.namespace.block_on(|| async {
-                let keeper = a.network.peer_routes("a".into(), a.address.into());
+            host.namespace.block_on(|| async {
+                let keeper = host.network.peer_routes("a".into(), host.address.into());
                 let events = [
                     Event::Init,
-                    Event::InitApply(a.object("a")),
-                    Event::InitApply(b.object("b")),
+                    Event::InitApply(host.object("a")),
+                    Event::InitApply(other.object("b")),
                     Event::InitDone,
                 ];
                 let events = stream::iter(events.map(Ok::<_, std::io::Error>));
@@ -248,27 +272,93 @@ fn a_link_that_flaps_and_a_node_that_moves_are_followed() {
                 }
             });
         });
-        let test = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            until("the way is found", &|| answered(&pod_a));
-            for _ in 0..3 {
-                a.namespace.ip("link set eth0 down");
-                assert!(!answered(&pod_a));
-                a.namespace.ip("link set eth0 up");
-                until("the way is found again", &|| answered(&pod_a));
-            }
-            // Somebody removes the route.
-            let route = format!("route del {} via {}", b.network.cidr(), b.address);
-            a.namespace.ip(&route);
-            until("the route is back", &|| answered(&pod_a));
-        }));
+        let test = std::panic::catch_unwind(std::panic::AssertUnwindSafe(test));
         let _ = stop.send(());
         if let Err(panic) = test {
             std::panic::resume_unwind(panic);
         }
+    });
+}
+
+fn until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(std::time::Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn is_answered(pod: &Namespace, ip: Ipv4Addr) -> bool {
+    let brief = Duration::from_millis(500);
+    pod.run(|| TcpStream::connect_timeout(&SocketAddr::from((ip, 80)), brief).is_ok())
+}
+
+#[test]
+fn a_link_that_flaps_and_a_route_that_is_removed_are_followed() {
+    let (_switch, hosts) = on_a_switch::<2>();
+    let [a, b] = &hosts;
+    b.reach(&[a]);
+    let (pod_a, ip_a) = a.add_pod();
+    let (pod_b, ip_b) = b.add_pod();
+    let server = pod_b.serve();
+    while_kept(a, b, || {
+        until("the way is found", || is_answered(&pod_a, ip_b));
+        for _ in 0..3 {
+            a.namespace.ip("link set eth0 down");
+            assert!(!is_answered(&pod_a, ip_b));
+            a.namespace.ip("link set eth0 up");
+            until("the way is found again", || is_answered(&pod_a, ip_b));
+        }
+        // Somebody removes the route.
+        let route = format!("route del {} via {}", b.network.cidr(), b.address);
+        a.namespace.ip(&route);
+        until("the route is back", || is_answered(&pod_a, ip_b));
     });
     let accepted = std::iter::from_fn(|| {
         server.set_nonblocking(true).unwrap();
         server.accept().ok()
     });
     assert!(accepted.map(|(_, peer)| peer.ip()).all(|peer| peer == ip_a));
+}
+
+#[test]
+fn a_tunnel_is_right_after_its_link_flaps() {
+    let (_router, hosts) = behind_a_router();
+    let [a, b] = &hosts;
+    b.reach(&[a]);
+    let (pod_a, _) = a.add_pod();
+    let (pod_b, ip_b) = b.add_pod();
+    let _server = pod_b.serve();
+    let tunnel = a.node.identity().tunnel_link();
+    let shown = |words: &[&str]| -> Vec<String> {
+        let run = || Command::new(words[0]).args(&words[1..]).output().unwrap();
+        let output = a.namespace.run(run);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.lines().map(str::to_owned).collect()
+    };
+    let state = || {
+        [
+            shown(&["ip", "-o", "route", "show", "proto", "83"]),
+            shown(&["ip", "neighbour", "show", "dev", &tunnel]),
+            shown(&["bridge", "fdb", "show", "dev", &tunnel]),
+        ]
+    };
+    while_kept(a, b, || {
+        until("the way is found", || is_answered(&pod_a, ip_b));
+        let before = state();
+        assert_eq!((before[1].len(), before[2].len()), (1, 1), "{before:?}");
+        for _ in 0..3 {
+            // It takes the default route along.
+            a.namespace.ip("link set eth0 down");
+            assert!(!is_answered(&pod_a, ip_b));
+            a.namespace.ip("link set eth0 up");
+            a.namespace.ip("route add default via 192.168.80.1");
+            until("the way is found again", || is_answered(&pod_a, ip_b));
+            until("everything is as it was", || state() == before);
+        }
+        // Somebody removes the device.
+        a.namespace.ip(&format!("link del {tunnel}"));
+        until("the tunnel is back", || is_answered(&pod_a, ip_b));
+        until("everything is as it was", || state() == before);
+    });
 }
