@@ -2,15 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread::JoinHandle;
 
 use crate::cluster::{Cluster, name};
+use crate::load::Load;
 use crate::{host, wait};
 
 /// nginx behind a Service, with readiness probes.
-const WEB: &str = "
+pub(crate) const WEB: &str = "
 apiVersion: apps/v1
 kind: Deployment
 metadata: {name: web}
@@ -34,64 +32,9 @@ spec:
   ports: [{port: 8080, targetPort: http}]
 ";
 
-/// Clients that ask for a page again and again, each time by a new connection, until they are stopped.
-struct Load {
-    stop: Arc<AtomicBool>,
-    answered: Arc<AtomicUsize>,
-    clients: Vec<JoinHandle<Vec<String>>>,
-}
-
-impl Load {
-    fn on(address: &str) -> Self {
-        let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::default());
-        let client = |_| {
-            let (stop, answered) = (stop.clone(), Arc::clone(&answered));
-            let address = address.to_owned();
-            std::thread::spawn(move || ask(&address, &stop, &answered))
-        };
-        let clients = (0..4).map(client).collect();
-        Self {
-            stop,
-            answered,
-            clients,
-        }
-    }
-
-    /// Waits for so many more answers.
-    fn more(&self, count: usize) {
-        let goal = self.answered.load(Ordering::Relaxed) + count;
-        wait::until("more answers", || {
-            (self.answered.load(Ordering::Relaxed) >= goal).then_some(())
-        });
-    }
-
-    /// What went wrong.
-    fn failures(self) -> Vec<String> {
-        self.stop.store(true, Ordering::Relaxed);
-        let ended = self.clients.into_iter().map(JoinHandle::join);
-        ended
-            .flat_map(|failures| failures.expect("a client"))
-            .collect()
-    }
-}
-
-fn ask(address: &str, stop: &AtomicBool, answered: &AtomicUsize) -> Vec<String> {
-    let mut failures = Vec::new();
-    while !stop.load(Ordering::Relaxed) {
-        match host::http_get(address) {
-            Ok(page) if page.starts_with("HTTP/1.1 200") => {
-                answered.fetch_add(1, Ordering::Relaxed);
-            }
-            Ok(page) => failures.push(format!("{page:?}")),
-            Err(error) => failures.push(error.to_string()),
-        }
-    }
-    failures
-}
-
 impl Cluster {
     /// Where the Service `web` is, once it leads to so many pods.
-    fn until_web_serves(&mut self, count: usize) -> String {
+    pub(crate) fn until_web_serves(&mut self, count: usize) -> String {
         self.until_all_ready("app=web", count);
         let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices?labelSelector=kubernetes.io%2Fservice-name%3Dweb";
         wait::until("the endpoints are ready", || {

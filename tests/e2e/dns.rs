@@ -323,3 +323,70 @@ fn ask_by_tcp(server: SocketAddr, name: &str) -> Message {
         Message::from_vec(&bytes).ok()
     })
 }
+
+#[test]
+fn names_are_answered_while_the_control_plane_is_dead() {
+    let mut cluster = Cluster::of_nodes(1);
+    cluster.apply(&format!(
+        "{}---\n{}",
+        SERVICES,
+        shell_pod("client", SERVE, "", "")
+    ));
+    cluster.until_ready("client");
+    let backend = cluster.until_ready("backend")["status"]["podIP"]
+        .as_str()
+        .expect("an address")
+        .to_owned();
+    let web = cluster
+        .get("/api/v1/namespaces/default/services/web")
+        .expect("web");
+    let web = web["spec"]["clusterIP"]
+        .as_str()
+        .expect("an address")
+        .to_owned();
+    let until_right = |cluster: &Cluster| {
+        for (name, address) in [("web", &web), ("first.db", &backend)] {
+            let question = format!("nslookup -type=a {name}.default.svc.cluster.local 2>&1");
+            until_node_says(cluster, "node-1", &question, address);
+        }
+        let none = "nslookup -type=a none.default.svc.cluster.local 2>&1";
+        until_node_says(cluster, "node-1", none, "NXDOMAIN");
+    };
+    until_right(&cluster);
+    let copy = cluster.node_dir("node-1").join("agent/network/names.json");
+    wait::until("a copy of the names", || {
+        let copy = std::fs::read_to_string(&copy).ok()?;
+        (copy.contains(&web) && copy.contains(&backend)).then_some(())
+    });
+    let agent = cluster.agent_pid("node-1");
+    cluster.crash();
+    until_right(&cluster);
+    // An agent that starts now has nobody to ask but the copy.
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(agent),
+        nix::sys::signal::Signal::SIGKILL,
+    )
+    .expect("SIGKILL");
+    wait::until("nobody answers", || {
+        let server = cluster.on_node("node-1", &["ss", "-Hlun", "sport", "=", ":53"]);
+        server.trim().is_empty().then_some(())
+    });
+    cluster.skiff(["node", "start", "node-1"]);
+    assert_ne!(cluster.agent_pid("node-1"), agent);
+    until_right(&cluster);
+}
+
+/// Waits until what a command in the pod `client` prints on a node has something in it.
+fn until_node_says(cluster: &Cluster, node: &str, command: &str, wanted: &str) {
+    wait::until(&format!("{command} says {wanted}"), || {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_skiff"))
+            .args(["exec", "--data-dir"])
+            .arg(cluster.node_dir(node))
+            .args(["client", "--", "sh", "-c", command])
+            .output()
+            .expect("skiff starts");
+        String::from_utf8_lossy(&output.stdout)
+            .contains(wanted)
+            .then_some(())
+    });
+}

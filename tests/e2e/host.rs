@@ -178,6 +178,8 @@ pub(crate) fn http_get(address: &str) -> std::io::Result<String> {
     use std::net::TcpStream;
     let address = address.parse().map_err(std::io::Error::other)?;
     let mut stream = TcpStream::connect_timeout(&address, std::time::Duration::from_secs(5))?;
+    // Who answers may vanish without a word.
+    stream.set_read_timeout(Some(std::time::Duration::from_secs(10)))?;
     stream.write_all(b"GET / HTTP/1.0\r\nHost: pod\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;

@@ -9,6 +9,7 @@
 mod cluster;
 mod host;
 mod images;
+mod load;
 mod registry;
 mod wait;
 
@@ -22,8 +23,11 @@ mod inspection;
 mod isolation;
 mod joining;
 mod logs;
+mod node_tables;
 mod nodes;
+mod probes;
 mod pull;
 mod reconcile;
+mod service_faults;
 mod services;
 mod start;
