@@ -18,10 +18,11 @@ SERVE = "trap 'exit 0' TERM; while :; do sleep 1000 & wait $!; done"
 
 
 class Server:
-    """`skiff up` on a data directory."""
+    """`skiff up` on a data directory, with a node on this host or several in namespaces of their own."""
 
-    def __init__(self, binary, kubectl, data_dir):
-        self.binary, self.kubectl, self.data_dir = binary, kubectl, data_dir
+    def __init__(self, binary, kubectl, data_dir, nodes=0, log=None):
+        self.binary, self.kubectl, self.data_dir, self.nodes = binary, kubectl, data_dir, nodes
+        self.environment = {**os.environ, "RUST_LOG": log} if log else None
         self.kubeconfig = f"{data_dir}/kubeconfig"
         self.port = _free_port()
         self.process = None
@@ -31,8 +32,9 @@ class Server:
         log = open(f"{self.data_dir}.log", "ab")  # noqa: SIM115 (the process keeps it)
         begin = time.perf_counter()
         self.process = subprocess.Popen(
-            [self.binary, "up", "--offline", "--data-dir", self.data_dir, "--listen", f"127.0.0.1:{self.port}"],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
+            [self.binary, "up", "--offline", "--data-dir", self.data_dir, "--listen", f"127.0.0.1:{self.port}",
+             *(["--nodes", str(self.nodes)] if self.nodes else [])],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, env=self.environment,
         )  # fmt: skip
         line = self.process.stdout.readline()
         took = milliseconds(begin)
@@ -57,7 +59,8 @@ class Server:
         took = {}
         for image in ("busybox", "nginx"):
             begin = time.perf_counter()
-            self.skiff("image", "import", "--data-dir", self.data_dir, f"{images}/{image}.tar")
+            for data_dir in map(self.node_dir, self.node_names()) if self.nodes else [self.data_dir]:
+                self.skiff("image", "import", "--data-dir", data_dir, f"{images}/{image}.tar")
             took[image] = milliseconds(begin)
         return took
 
@@ -65,6 +68,16 @@ class Server:
         if self.process:
             self.kill()
         self.skiff("down", "--data-dir", self.data_dir, *(["--purge"] if purge else []))
+
+    def node_names(self):
+        return [f"node-{number}" for number in range(1, self.nodes + 1)]
+
+    def node_dir(self, node):
+        return f"{self.data_dir}/nodes/{node}"
+
+    def namespace(self, node):
+        """Where a node's network namespace is pinned."""
+        return f"/run/skiff/{self.identity()}/nodes/{node}.net"
 
     def identity(self):
         """What the node's names on the host carry: docs/architecture.md."""
