@@ -9,10 +9,10 @@ use std::sync::Arc;
 use anyhow::Context;
 use clap::Args;
 use k8s_openapi::api::core::v1::Taint;
-use skiff_agent::Agent;
 use skiff_agent::join::{self, JoinConfig, JoinToken, Upkeep};
 use skiff_agent::net::ClusterBlocks;
 use skiff_agent::net::dns::resolv_conf::HOST_FILE;
+use skiff_agent::{Agent, ApiServer};
 use tracing::info;
 
 use crate::data_dir::{self, DataDir};
@@ -111,6 +111,7 @@ async fn start(
         Some(name) => name,
         None => host_name()?,
     };
+    let server = args.server.clone();
     let membership = join::join(JoinConfig {
         identity: identity.clone(),
         server: args.server,
@@ -123,6 +124,10 @@ async fn start(
     let config = skiff_agent::Config {
         identity: identity.clone(),
         client: membership.client,
+        api: ApiServer {
+            url: Some(server),
+            authority: membership.authority,
+        },
         node_name: node_name.clone(),
         labels: BTreeMap::from_iter(args.node_label),
         taints: args.taint,

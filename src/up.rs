@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Args;
-use skiff_agent::Agent;
 use skiff_agent::fleet::Fleet;
 use skiff_agent::net::ClusterBlocks;
 use skiff_agent::net::dns::resolv_conf::HOST_FILE;
 use skiff_agent::server::Serving;
+use skiff_agent::{Agent, ApiServer};
 use tracing::info;
 
 use crate::control_plane::{ControlPlaneArgs, cluster_blocks, publish};
@@ -130,6 +130,10 @@ async fn agent_config(
     Ok(skiff_agent::Config {
         identity: identity.clone(),
         client: control_plane.node_client(&node_name),
+        api: ApiServer {
+            url: None,
+            authority: pki.ca().to_owned(),
+        },
         node_name,
         labels: BTreeMap::from([(CONTROL_PLANE_ROLE.to_string(), String::new())]),
         taints: Vec::new(),

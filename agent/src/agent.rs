@@ -1,7 +1,7 @@
 //! The agent as a whole: `Config -> Agent::start -> Running`.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -53,6 +53,7 @@ pub struct Config {
     pub identity: Identity,
     /// The API, in this process or elsewhere.
     pub client: Client,
+    pub api: ApiServer,
     pub node_name: String,
     /// Labels beside those that every node has, such as `node-role.kubernetes.io/control-plane`.
     pub labels: BTreeMap<String, String>,
@@ -77,6 +78,15 @@ pub struct Config {
     pub image_gc: ImageGcPolicy,
     /// How drills reach the process around the agent.
     pub hooks: Arc<dyn AgentHooks>,
+}
+
+/// Where the API is, for those who don't ask it by [`Config::client`].
+#[derive(Debug, Clone)]
+pub struct ApiServer {
+    /// `https://HOST:PORT`; `None` when it is served in this process.
+    pub url: Option<String>,
+    /// The authority (PEM) that its certificate comes from.
+    pub authority: String,
 }
 
 /// Why an agent could not start.
@@ -163,6 +173,12 @@ impl Agent {
             copy: config.identity.agent_root().join("network/names.json"),
         };
         let dns = Dns::bind(dns_config).await?;
+        let server = NodeServer::bind(server_config, Arc::new(lookup), logs.clone()).await?;
+        let endpoint = server.local_addr().map_err(|source| ServerError::Listen {
+            address: config.listen,
+            source,
+        })?;
+
         let scene = drill::Scene {
             site: drill::Site::new(config.identity.clone())?,
             node_name: config.node_name.clone(),
@@ -171,15 +187,19 @@ impl Agent {
             puller: config.puller.clone(),
             hooks: config.hooks,
             incarnation: rand::random(),
+            surroundings: drill::Surroundings {
+                network: network.clone(),
+                api_server: config.api.url,
+                authority: config.api.authority,
+                api_service: SocketAddrV4::new(services.nth(1).unwrap_or(services.first()), 443),
+                endpoint: endpoint.port(),
+                dns_service: cluster_dns,
+                dns_server: dns.address(),
+            },
+            files: logs.clone(),
         };
-        let drills = drill::Runner::open(scene, &logs).await;
+        let drills = drill::Runner::open(scene).await;
         let drills = drills.map_err(AgentError::Drills)?;
-        let server = NodeServer::bind(server_config, Arc::new(lookup), logs.clone()).await?;
-        let endpoint = server.local_addr().map_err(|source| ServerError::Listen {
-            address: config.listen,
-            source,
-        })?;
-
         node.port = endpoint.port();
         let proxy = network.service_proxy(config.node_name.clone());
         if let SocketAddr::V4(address) = dns.address() {

@@ -23,5 +23,5 @@ pub mod server;
 pub mod volume;
 mod wiring;
 
-pub use agent::{Agent, AgentError, Config, MAX_PODS, Running};
+pub use agent::{Agent, AgentError, ApiServer, Config, MAX_PODS, Running};
 pub use purge::{PurgeError, purge};

@@ -13,8 +13,9 @@ use serde_json::Value;
 use skiff_dev::{Action, DrillTask, DrillTaskStatus};
 
 use super::faults::{
-    BurnCpu, CrashNode, ExhaustMemory, FillDisk, KillContainer, RefuseRegistries, RestartAgent,
-    StopContainer, TakeMemory,
+    BurnCpu, CrashNode, CutControlPlane, CutPods, DelayPackets, ExhaustMemory, FillDisk,
+    KillContainer, LosePackets, Probe, RefuseRegistries, RestartAgent, SilenceDns, StopContainer,
+    TakeMemory, Write,
 };
 use super::report::Progress;
 use super::site::{Scene, Site};
@@ -94,6 +95,8 @@ pub(crate) trait Fault: Send + Sync {
 pub(crate) struct Order {
     /// The task's; names what belongs to it on the host.
     pub(crate) uid: String,
+    /// The task's.
+    pub(crate) name: String,
     pub(crate) until: Timestamp,
 }
 
@@ -101,6 +104,7 @@ impl Order {
     pub(crate) fn of(task: &DrillTask) -> Self {
         Self {
             uid: task.metadata.uid.clone().unwrap_or_default(),
+            name: task.metadata.name.clone().unwrap_or_default(),
             until: task.spec.until.0,
         }
     }
@@ -127,8 +131,8 @@ pub(crate) enum FaultError {
     Helper(#[source] std::io::Error),
     #[error("restarting the process: {0}")]
     Restart(#[source] std::io::Error),
-    #[error("the packet filter: {0}")]
-    Network(#[from] crate::net::NetworkError),
+    #[error("{0}")]
+    Packets(#[source] crate::net::faults::PacketFaultError),
     #[error("what the journal says of it can't be read: {0}")]
     Journal(#[from] serde_json::Error),
 }
@@ -175,7 +179,30 @@ pub(crate) fn of(action: &Action) -> Option<Box<dyn AnyFault>> {
         Action::RefuseRegistries { registries } => Box::new(RefuseRegistries::new(registries)),
         Action::RestartAgent {} => Box::new(RestartAgent),
         Action::CrashNode { node } => Box::new(CrashNode { node }),
-        _ => return None,
+        Action::CutControlPlane {} => Box::new(CutControlPlane),
+        Action::CutPods { pods, peers } => Box::new(CutPods { pods, peers }),
+        Action::SilenceDns { pods } => Box::new(SilenceDns { pods }),
+        Action::LosePackets { pods, percent } => Box::new(LosePackets { pods, percent }),
+        Action::DelayPackets { pods, delay } => Box::new(DelayPackets { pods, delay }),
+        Action::Probe {
+            target,
+            rate,
+            timeout,
+        } => Box::new(Probe {
+            target,
+            rate,
+            timeout,
+        }),
+        Action::Write {
+            namespace,
+            rate,
+            token,
+        } => Box::new(Write {
+            namespace,
+            rate,
+            token,
+        }),
+        Action::RestartControlPlane { .. } => return None,
     })
 }
 

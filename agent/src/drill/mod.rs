@@ -23,6 +23,7 @@ mod faults;
 mod heal;
 pub mod helper;
 pub(crate) mod journal;
+mod measure;
 pub(crate) mod report;
 mod runner;
 pub(crate) mod site;
@@ -31,4 +32,4 @@ mod worker;
 
 pub use heal::{HealError, ask_to_heal, heal_in_place, open_tasks};
 pub(crate) use runner::Runner;
-pub(crate) use site::{Scene, Site};
+pub(crate) use site::{Scene, Site, Surroundings};

@@ -20,7 +20,7 @@ use super::journal::{Entry, Journal, Stage, is_uid};
 use super::report::Tasks;
 use super::site::Scene;
 use super::worker::{Object, Wanted, Worker};
-use crate::logs::{Watch, Watcher};
+use crate::logs::Watch;
 use crate::reconnect::Reconnect;
 
 /// Runs the tasks of a node.
@@ -43,7 +43,7 @@ impl Runner {
     ///
     /// # Errors
     /// When the node's directory of drills can't be made, read or watched.
-    pub(crate) async fn open(scene: Scene, watcher: &Watcher) -> io::Result<Self> {
+    pub(crate) async fn open(scene: Scene) -> io::Result<Self> {
         let journal = Journal::of(&scene.site.identity);
         let reading = journal.clone();
         let entries = blocking(move || {
@@ -51,7 +51,7 @@ impl Runner {
             reading.entries()
         })
         .await?;
-        let asked = watcher.watch(&scene.site.identity.drills_dir())?;
+        let asked = scene.files.watch(&scene.site.identity.drills_dir())?;
         Ok(Self {
             tasks: Arc::new(Api::<DrillTask>::all(scene.client.clone())),
             scene: Arc::new(scene),
@@ -101,7 +101,10 @@ impl Runner {
                     self.finish(done);
                     self.look_whether_asked().await;
                 }
-                () = self.asked.changed() => self.look_whether_asked().await,
+                // Samples of probes are appended all the time.
+                () = self.asked.changed() => if self.asked.take_renamed() {
+                    self.look_whether_asked().await;
+                },
             }
         }
         while let Some(done) = self.running.join_next().await {

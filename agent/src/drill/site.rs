@@ -1,5 +1,6 @@
 //! What faults work on.
 
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -8,6 +9,8 @@ use skiff_images::Puller;
 
 use crate::hooks::AgentHooks;
 use crate::identity::Identity;
+use crate::logs::Watcher;
+use crate::net::Network;
 use crate::runtime::RuntimeError;
 use crate::runtime::cgroup::Cgroups;
 use crate::wiring::Sandboxes;
@@ -49,4 +52,24 @@ pub(crate) struct Scene {
     pub(crate) hooks: Arc<dyn AgentHooks>,
     /// Tells this process from those before and after it, which may have the same pid.
     pub(crate) incarnation: u64,
+    pub(crate) surroundings: Surroundings,
+    /// Tells of files that change.
+    pub(crate) files: Watcher,
+}
+
+/// What there is around the node's pods.
+pub(crate) struct Surroundings {
+    pub(crate) network: Network,
+    /// Where the agent asks the API, `https://HOST:PORT`; `None` when it is served in this process.
+    pub(crate) api_server: Option<String>,
+    /// The authority (PEM) that the API server's certificate comes from.
+    pub(crate) authority: String,
+    /// The Service by which pods ask the API.
+    pub(crate) api_service: SocketAddrV4,
+    /// The port of the agent's own HTTPS endpoint.
+    pub(crate) endpoint: u16,
+    /// The Service by which pods ask for names.
+    pub(crate) dns_service: Ipv4Addr,
+    /// The socket of this node that answers there.
+    pub(crate) dns_server: SocketAddr,
 }

@@ -62,6 +62,8 @@ pub struct Membership {
     pub client: Client,
     pub credentials: Credentials,
     pub cluster: ClusterRecord,
+    /// The authority (PEM) of the cluster's certificates.
+    pub authority: String,
     pub upkeep: Upkeep,
 }
 
@@ -169,6 +171,7 @@ pub async fn join(config: JoinConfig) -> Result<Membership, JoinError> {
             client_authority: authority.map_err(|_| unusable())?,
         },
         cluster: member.record.cluster,
+        authority: member.authority,
         upkeep: Upkeep {
             node: member.record.name,
             addresses,

@@ -11,7 +11,10 @@
 //! ```
 
 mod cpu;
+mod measuring;
 mod memory;
+mod probe;
+mod write;
 
 use std::ffi::OsStr;
 use std::fs;
@@ -32,6 +35,8 @@ use tokio::io::unix::AsyncFd;
 
 pub(super) use cpu::Spin;
 pub(super) use memory::{Exhaust, Keep, MemoryGroup, host_memory};
+pub(super) use probe::{Probe, authority};
+pub(super) use write::{EventWriter, TIMEOUT as WRITE_TIMEOUT};
 
 use super::fault::{FaultError, Order};
 use super::site::Site;
@@ -40,7 +45,7 @@ use crate::runtime::types::CgroupResources;
 /// The hidden first argument.
 const ARGUMENT: &str = "drill-helper";
 /// How long a helper that was killed may take to be gone.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(2);
 
 /// What a helper can do.
@@ -50,6 +55,8 @@ pub(crate) enum Job {
     Spin(Spin),
     Exhaust(Exhaust),
     Keep(Keep),
+    Probe(Probe),
+    Write(EventWriter),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -87,6 +94,8 @@ fn work() -> io::Result<()> {
         Job::Spin(job) => job.run(until),
         Job::Exhaust(job) => job.run(until),
         Job::Keep(job) => job.run(until),
+        Job::Probe(job) => job.run(until),
+        Job::Write(job) => job.run(until),
     }
 }
 
@@ -221,6 +230,23 @@ pub(super) async fn end(site: &Site, uid: &str) -> Result<(), FaultError> {
     })
     .await
     .map_err(FaultError::Helper)
+}
+
+/// Lets the helper of a task finish what it began, for so long at most, and ends it.
+pub(super) async fn finish(site: &Site, uid: &str, patience: Duration) -> Result<(), FaultError> {
+    let asked = uid.to_owned();
+    let found = blocking(move || {
+        let found = Helper::find(&asked)?;
+        if let Some(helper) = &found {
+            send(&helper.descriptor, Signal::SIGTERM)?;
+        }
+        io::Result::Ok(found)
+    });
+    if let Some(helper) = found.await.map_err(FaultError::Helper)? {
+        // One that takes longer is made to.
+        let _ = tokio::time::timeout(patience, helper.ended()).await;
+    }
+    end(site, uid).await
 }
 
 /// Returns when the helper of a task has ended; at once if there is none.

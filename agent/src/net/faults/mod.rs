@@ -14,18 +14,21 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::nftables::{self, Transaction};
 use crate::identity::Identity;
 
 /// A pod of this node.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct PodPlace {
     pub(crate) uid: String,
     pub(crate) address: Ipv4Addr,
 }
 
-/// What is to happen to packets.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What is to happen to packets; also what a journal keeps of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub(crate) enum PacketFault {
     /// None passes between this node with its pods, and the API servers; nor between those and the node's
     /// own `endpoint`, a TCP port.

@@ -325,3 +325,22 @@ fn a_purge_takes_the_tables_of_drills_along_and_no_others() {
         assert_eq!(left(&two), Vec::<String>::new());
     });
 }
+
+#[test]
+fn it_is_noticed_when_the_pod_network_is_gone() {
+    on_new_host(async || {
+        let node = Node::new();
+        let network = node.network().await;
+        let gone = crate::net::address_is_gone(network.node_address());
+        let mut gone = std::pin::pin!(gone);
+        let [(_pod, _)] = pods(&network).await;
+        assert!(futures::poll!(&mut gone).is_pending());
+        // Other addresses come and go.
+        let other = Node::new();
+        drop(other.network().await);
+        Network::purge(other.identity()).await.unwrap();
+        assert!(futures::poll!(&mut gone).is_pending());
+        Network::purge(node.identity()).await.unwrap();
+        gone.await.unwrap();
+    });
+}
