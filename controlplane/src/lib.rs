@@ -12,6 +12,7 @@ pub mod cidr;
 pub mod cluster_info;
 pub mod controllers;
 pub mod drill_hooks;
+mod drills;
 pub mod presence;
 pub mod resources;
 pub mod scheduler;

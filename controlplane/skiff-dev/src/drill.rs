@@ -354,7 +354,8 @@ pub struct ProbeSpec {
     pub timeout: Option<GoDuration>,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// In the order in which a drill goes through them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum DrillPhase {
     /// Not begun.
     #[default]

@@ -142,7 +142,8 @@ pub fn start(client: Client, informers: &Informers, config: Config) -> Running {
     }
     disruption::start(client.clone(), informers, &tasks);
     let hooks = config.drill_hooks.clone();
-    drill_tasks::start(client.clone(), informers, hooks, &tasks);
+    drill_tasks::start(client.clone(), informers, hooks.clone(), &tasks);
+    crate::drills::start(client.clone(), informers, hooks, &tasks);
     token_cleaner::start(client.clone(), informers, &tasks);
     load_balancer::start(client.clone(), informers, &events, &tasks);
     endpoints::start(&client, informers, config.advertised, &tasks);

@@ -49,12 +49,7 @@ impl Cluster {
         settings.controllers = config.is_none();
         let running = ControlPlane::start(settings).await.unwrap();
         let client = running.client.clone();
-        let workers = config.map(|config| {
-            let informers = Informers::start(&client);
-            let controllers = controllers::start(client.clone(), &informers, config);
-            let scheduler = scheduler::start(client.clone(), &informers);
-            (informers, controllers, scheduler)
-        });
+        let workers = config.map(|config| work(&client, config));
         let mut cluster = Self {
             client,
             running,
@@ -66,6 +61,16 @@ impl Cluster {
             cluster.add_node(&format!("node-{index}")).await;
         }
         cluster
+    }
+
+    /// Ends the controllers, and starts others over the same objects.
+    pub(crate) async fn restart_workers(&mut self, config: controllers::Config) {
+        if let Some((informers, controllers, scheduler)) = self.workers.take() {
+            scheduler.stop().await;
+            controllers.stop().await;
+            informers.stop().await;
+        }
+        self.workers = Some(work(&self.client, config));
     }
 
     pub(crate) async fn add_node(&mut self, name: &str) {
@@ -153,6 +158,16 @@ impl Cluster {
         })
         .await
     }
+}
+
+fn work(
+    client: &Client,
+    config: controllers::Config,
+) -> (Informers, controllers::Running, scheduler::Running) {
+    let informers = Informers::start(client);
+    let controllers = controllers::start(client.clone(), &informers, config);
+    let scheduler = scheduler::start(client.clone(), &informers);
+    (informers, controllers, scheduler)
 }
 
 fn json_merge(target: &mut serde_json::Value, patch: &serde_json::Value) {

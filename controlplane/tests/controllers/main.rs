@@ -7,6 +7,7 @@
 
 mod cluster;
 mod deployments;
+mod drills;
 mod garbage;
 mod nodes;
 mod scheduling;
