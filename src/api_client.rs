@@ -1,7 +1,7 @@
 //! How commands that talk to the API find it: `--kubeconfig`, then KUBECONFIG, then the data
 //! directory's.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
@@ -37,6 +37,11 @@ impl ApiArgs {
             .await
             .with_context(|| format!("{} is not usable", path.display()))?;
         Ok(kube::Client::try_from(config)?)
+    }
+
+    /// The data directory, which may be no cluster's.
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir
     }
 
     fn path(&self) -> PathBuf {

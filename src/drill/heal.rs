@@ -1,7 +1,7 @@
 //! `skiff drill heal`: the end of all drills, and of everything that they have broken.
 //!
 //! What is broken is undone by those who broke it, the agents and the control plane; here they are told
-//! to, and waited for.
+//! to, and waited for. Where no API answers, that is done for the nodes of the data directory alone ([`super::local`]).
 
 use std::process::ExitCode;
 
@@ -16,8 +16,10 @@ use serde_json::json;
 use skiff_dev::{Drill, DrillTask, GoDuration, TaskPhase};
 
 use super::follow::{cancel, is_over};
+use super::local;
 use super::submit::in_words;
 use crate::api_client::ApiArgs;
+use crate::preflight;
 
 #[derive(Args)]
 pub struct HealArgs {
@@ -26,6 +28,9 @@ pub struct HealArgs {
     /// How long to wait for everything to be undone
     #[arg(long, value_name = "DURATION", default_value = "1m")]
     timeout: GoDuration,
+    /// Don't ask the API: undo what was done to the nodes of the data directory on this host
+    #[arg(long)]
+    local: bool,
 }
 
 /// Everything that is to end.
@@ -36,14 +41,32 @@ struct Unfinished {
 }
 
 pub async fn run(args: HealArgs) -> anyhow::Result<ExitCode> {
-    let client = args.api.client().await?;
-    let healing = tokio::time::timeout(args.timeout.0, heal(&client));
+    if args.local {
+        return here(&args).await;
+    }
+    let client = match args.api.client().await {
+        Ok(client) => client,
+        Err(error) => return here_instead(&args, error).await,
+    };
+    match unfinished(&client).await {
+        Ok(left) => everywhere(&args, &client, left).await,
+        Err(error) => here_instead(&args, error).await,
+    }
+}
+
+/// Asks every node and the control plane.
+async fn everywhere(
+    args: &HealArgs,
+    client: &Client,
+    left: Unfinished,
+) -> anyhow::Result<ExitCode> {
+    let healing = tokio::time::timeout(args.timeout.0, heal(client, left));
     if let Ok(done) = healing.await {
         done?;
         println!("nothing is left to be undone");
         return Ok(ExitCode::SUCCESS);
     }
-    let left = unfinished(&client).await?;
+    let left = unfinished(client).await?;
     let drills = left.drills.into_iter().map(|name| format!("drill {name}"));
     let tasks = left.tasks.into_iter();
     let tasks = tasks.map(|(name, node)| format!("task {name} of {node}"));
@@ -55,10 +78,28 @@ pub async fn run(args: HealArgs) -> anyhow::Result<ExitCode> {
     )
 }
 
-async fn heal(client: &Client) -> anyhow::Result<()> {
+/// Where the API can't be asked, this host's own nodes are what can be healed; without any, that is an error.
+async fn here_instead(args: &HealArgs, error: anyhow::Error) -> anyhow::Result<ExitCode> {
+    if !local::has_nodes(args.api.data_dir()) {
+        return Err(error);
+    }
+    eprintln!("skiff: {error:#}; healing the nodes of this host alone");
+    here(args).await
+}
+
+async fn here(args: &HealArgs) -> anyhow::Result<ExitCode> {
+    preflight::require_root("drill heal")?;
+    let healed = local::heal(args.api.data_dir(), args.timeout.0).await?;
+    for task in healed {
+        println!("{task} undone");
+    }
+    println!("nothing is left to be undone on this host");
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn heal(client: &Client, left: Unfinished) -> anyhow::Result<()> {
     let drills: Api<Drill> = Api::all(client.clone());
     let tasks: Api<DrillTask> = Api::all(client.clone());
-    let left = unfinished(client).await?;
     for name in &left.drills {
         cancel(&drills, name).await?;
         println!("drill {name} cancelled");

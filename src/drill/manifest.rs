@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::Context;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use skiff_dev::{Drill, DrillSpec, GoDuration};
+use skiff_dev::{Drill, DrillSpec, Expectation, GoDuration};
 
 use super::UsageError;
 use super::plan::{GAME_DAY_LABEL, Plan, PlannedDrill, Step};
@@ -89,12 +89,21 @@ fn drill(object: Value) -> anyhow::Result<PlannedDrill> {
     let title = title.context("a Drill has no metadata.name")?.to_owned();
     let typed: Drill = serde_json::from_value(object.clone())
         .with_context(|| format!("Drill {title:?} can't be understood"))?;
+    understand(&typed.spec).with_context(|| format!("Drill {title:?}"))?;
     Ok(PlannedDrill {
         title,
         kind: typed.spec.drill,
         target: typed.spec.target,
         object,
     })
+}
+
+/// What is text in a spec, and has a form all the same.
+fn understand(spec: &DrillSpec) -> anyhow::Result<()> {
+    for text in &spec.expect {
+        text.parse::<Expectation>()?;
+    }
+    Ok(())
 }
 
 fn add_game_day(plan: &mut Plan, document: &Value) -> anyhow::Result<()> {
@@ -121,6 +130,7 @@ fn step_drill(game_day: &str, mut spec: Value) -> anyhow::Result<PlannedDrill> {
         .as_object_mut()
         .and_then(|fields| fields.remove("name"));
     let typed = DrillSpec::deserialize(&spec)?;
+    understand(&typed)?;
     let name = match name {
         None => typed.drill.to_string(),
         Some(Value::String(name)) => name,
@@ -237,6 +247,12 @@ spec:
                 "no text",
             ),
             (&day("[{wait: 5s}]"), "wait"),
+            (
+                &day(
+                    "[{drill: {drill: pod-delete, target: {kind: Pod, name: x}, expect: [fast]}}]",
+                ),
+                "\"fast\" is no expectation",
+            ),
         ] {
             let error = format!("{:#}", parse(text).expect_err(text));
             assert!(error.contains(expected), "{text}: {error}");

@@ -12,6 +12,7 @@ mod conduct;
 mod follow;
 mod heal;
 mod list;
+mod local;
 mod manifest;
 mod options;
 mod plan;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use skiff_dev::{DrillKind, DrillSpec, GoDuration, Parameters};
+use skiff_dev::{DrillKind, DrillSpec, Expectation, GoDuration, Parameters};
 
 use super::UsageError;
 use super::probe::ProbeArgs;
@@ -81,7 +81,7 @@ pub struct RunArgs {
     probe: ProbeArgs,
     /// What must hold of the report, as recovery<5s, failed<1%, restarts=0; may be given again
     #[arg(long, value_name = "METRIC OP VALUE")]
-    expect: Vec<String>,
+    expect: Vec<Expectation>,
     /// Say who the victims would be, and touch nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -124,7 +124,7 @@ impl RunArgs {
             container: self.container,
             parameters: (parameters != Parameters::default()).then_some(parameters),
             probe: self.probe.spec().map_err(UsageError::new)?,
-            expect: self.expect,
+            expect: self.expect.iter().map(ToString::to_string).collect(),
             dry_run: self.dry_run,
             cancel: false,
         })
@@ -197,6 +197,8 @@ mod tests {
             "container-kill pod/x --rate 0",
             "container-kill pod/x --rate 1001",
             "container-kill pod/x --port 0",
+            "container-kill pod/x --expect recovery",
+            "container-kill pod/x --expect happiness>5",
         ] {
             assert_eq!(refusal(line), ErrorKind::ValueValidation, "{line}");
         }

@@ -388,10 +388,11 @@ fn explanations(body: &mut Markup, drill: &Drill, status: &DrillStatus) {
         "recovered",
         "As many Ready pods in service as before, nothing broken among the victims, and no request failing any more for a second: the instant at which the last of these came true.",
     );
-    if first(&status.timeline, "healed").is_some() {
+    if first(&status.timeline, "undone").is_some() {
+        term("undone", "What Skiff itself had done was taken back.");
         term(
-            "healed, undone",
-            "What Skiff itself had done was taken back, and the victims were whole.",
+            "healed",
+            "Everything was undone, and what had been hit was whole again.",
         );
     }
     body.raw("</dl>");

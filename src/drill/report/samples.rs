@@ -138,7 +138,8 @@ pub fn node_crash() -> Drill {
         entry(12.8, "ready", new, ""),
         entry(12.84, "inService", new, ""),
         entry(12.84, "recovered", "", ""),
-        entry(31.5, "healed", "node/node-1", "started again, and Ready"),
+        entry(30.0, "undone", "node/node-1", ""),
+        entry(31.5, "healed", "", ""),
     ];
     status.spans = vec![
         span(old, "Ready", -2.0, Some(1.022)),

@@ -105,10 +105,10 @@ fn what_the_cluster_did(drill: &Drill, status: &DrillStatus, verdict: Verdict) -
         )),
         (None, None) => {}
     }
-    if let Some(healed) = first(&status.timeline, "healed").filter(|healed| healed.at > 0.0) {
+    if let Some(undone) = first(&status.timeline, "undone") {
         text.push_str(&format!(
             " What Skiff had done was undone after {}.",
-            span(healed.at)
+            span(undone.at)
         ));
     }
     text

@@ -223,8 +223,8 @@ fn facts(drill: &Drill, status: &DrillStatus, verdict: Verdict) -> Vec<(&'static
         };
         facts.push(("recovered", since(status.time_to_recover, never)));
     }
-    if let Some(healed) = first(&status.timeline, "healed") {
-        facts.push(("undone", format!("after {}", span(healed.at))));
+    if let Some(undone) = first(&status.timeline, "undone") {
+        facts.push(("undone", format!("after {}", span(undone.at))));
     }
     facts.extend(probes(status));
     if let Some(writes) = &status.writes {

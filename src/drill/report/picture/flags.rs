@@ -12,13 +12,14 @@ const ROW: f64 = 18.0;
 const SPACE: f64 = 5.0;
 
 /// An entry's event, the colour of its flag, and what is written on it.
-const MOMENTS: [(&str, &str, &str); 6] = [
+const MOMENTS: [(&str, &str, &str); 7] = [
     ("injected", "flag-injected", "injected"),
     ("firstFailedProbe", "flag-failed", "first failure"),
     ("detected", "flag-detected", "detected"),
     ("lastFailedProbe", "flag-failed", "last failure"),
     ("recovered", "flag-recovered", "recovered"),
-    ("healed", "flag-healed", "undone"),
+    ("undone", "flag-healed", "undone"),
+    ("healed", "flag-healed", "healed"),
 ];
 
 pub struct Flags {
@@ -41,10 +42,10 @@ pub fn place(status: &DrillStatus, scale: &Scale) -> Flags {
             let at = match *event {
                 "injected" => status.injected_at.as_ref().map(|_| 0.0)?,
                 "recovered" => status.time_to_recover?,
-                // What lasted no time was not undone.
+                // Where nothing had to be undone, all is well with the recovery.
                 "healed" => {
                     first(&status.timeline, event)
-                        .filter(|entry| entry.at > 0.0)?
+                        .filter(|_| first(&status.timeline, "undone").is_some())?
                         .at
                 }
                 _ => first(&status.timeline, event)?.at,
