@@ -13,6 +13,7 @@ use skiff_agent::join::{self, JoinConfig, JoinToken, Upkeep};
 use skiff_agent::net::ClusterBlocks;
 use skiff_agent::net::dns::resolv_conf::HOST_FILE;
 use skiff_agent::{Agent, ApiServer};
+use skiff_controlplane::admission::is_nodes_own;
 use tracing::info;
 
 use crate::data_dir::{self, DataDir};
@@ -163,6 +164,11 @@ fn parse_label(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').unwrap_or((text, ""));
     if key.is_empty() {
         return Err("a label is KEY=VALUE".into());
+    }
+    if !is_nodes_own(key) {
+        return Err(format!(
+            "a node may not choose its own label {key}: an administrator sets it with `kubectl label node`"
+        ));
     }
     Ok((key.to_owned(), value.to_owned()))
 }

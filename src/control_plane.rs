@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::Args;
 use skiff_agent::net::{Cidr, ClusterBlocks};
+use skiff_controlplane::admission::DefaultTolerations;
 use skiff_controlplane::auth::kubeconfig;
 use skiff_controlplane::{Config, ControlPlane, Running, cluster_info};
 use skiff_dev::GoDuration;
@@ -26,6 +27,14 @@ pub struct ControlPlaneArgs {
     /// The longest life of the certificates that nodes get
     #[arg(long, value_name = "DURATION", default_value = "8760h")]
     pub cluster_signing_duration: GoDuration,
+    /// Seconds that pods stay on a node that is not ready, if they don't say
+    #[arg(long, value_name = "SECONDS", default_value_t = 300,
+        value_parser = clap::value_parser!(i64).range(0..))]
+    pub default_not_ready_toleration_seconds: i64,
+    /// Seconds that pods stay on a node that is not reachable, if they don't say
+    #[arg(long, value_name = "SECONDS", default_value_t = 300,
+        value_parser = clap::value_parser!(i64).range(0..))]
+    pub default_unreachable_toleration_seconds: i64,
 }
 
 impl ControlPlaneArgs {
@@ -35,6 +44,10 @@ impl ControlPlaneArgs {
             service_cidr: for_control_plane(blocks.services),
             advertise: advertised(),
             signing_duration: self.cluster_signing_duration.0,
+            tolerations: DefaultTolerations {
+                not_ready: self.default_not_ready_toleration_seconds,
+                unreachable: self.default_unreachable_toleration_seconds,
+            },
             ..Config::new(data_dir.path(), Some(self.listen))
         }
     }

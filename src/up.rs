@@ -8,6 +8,9 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Args;
+use k8s_openapi::api::core::v1::Node;
+use kube::api::{Patch, PatchParams};
+use serde_json::json;
 use skiff_agent::fleet::Fleet;
 use skiff_agent::net::ClusterBlocks;
 use skiff_agent::net::dns::resolv_conf::HOST_FILE;
@@ -101,6 +104,7 @@ impl Cluster {
             .await
             .context("the node agent does not start")?;
         agent.registered().await;
+        mark_control_plane(&control_plane.client).await?;
         Ok(Self {
             control_plane,
             agent,
@@ -112,6 +116,21 @@ impl Cluster {
         self.agent.shutdown().await;
         self.control_plane.shutdown().await;
     }
+}
+
+/// Gives this host's node its role, which is not for a node itself to choose.
+async fn mark_control_plane(client: &kube::Client) -> anyhow::Result<()> {
+    let nodes: kube::Api<Node> = kube::Api::all(client.clone());
+    let patch = json!({"metadata": {"labels": {CONTROL_PLANE_ROLE: ""}}});
+    nodes
+        .patch(
+            &serving::host_name()?,
+            &PatchParams::default(),
+            &Patch::Merge(patch),
+        )
+        .await
+        .context("cannot mark the node as the control plane's")?;
+    Ok(())
 }
 
 async fn agent_config(
@@ -135,7 +154,7 @@ async fn agent_config(
             authority: pki.ca().to_owned(),
         },
         node_name,
-        labels: BTreeMap::from([(CONTROL_PLANE_ROLE.to_string(), String::new())]),
+        labels: BTreeMap::new(),
         taints: Vec::new(),
         address,
         images,

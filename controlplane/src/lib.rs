@@ -34,6 +34,7 @@ use http::Request;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 
+use admission::DefaultTolerations;
 use allocation::{Observing, ServiceAllocator};
 use api::status::ApiError;
 use api::{Api, Credentials};
@@ -78,6 +79,8 @@ pub struct Config {
     /// How drills reach the process around the control plane; without them, those that need it are
     /// refused.
     pub drill_hooks: Option<Arc<dyn DrillHooks>>,
+    /// How long pods stay on a node that is lost, if they don't say.
+    pub tolerations: DefaultTolerations,
 }
 
 pub const CLUSTER_CIDR: Cidr = Cidr::containing(Ipv4Addr::new(10, 42, 0, 0), 16);
@@ -100,6 +103,7 @@ impl Config {
             controllers: true,
             signing_duration: controllers::SIGNING_DURATION,
             drill_hooks: None,
+            tolerations: DefaultTolerations::default(),
         }
     }
 }
@@ -189,6 +193,7 @@ impl ControlPlane {
             services,
             credentials,
             address,
+            config.tolerations,
             stopping.clone(),
         );
         let api = Arc::new(api);

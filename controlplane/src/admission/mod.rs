@@ -7,7 +7,10 @@ mod certificates;
 mod drill_tasks;
 mod namespace;
 mod node;
+mod node_labels;
+mod priority;
 mod service_account;
+mod tolerations;
 
 use serde_json::Value;
 
@@ -15,8 +18,10 @@ use crate::api::status::ApiError;
 use crate::auth::UserInfo;
 use crate::cache::Cache;
 use crate::resources::Resource;
-pub use node::{NodeWrite, restrict};
+pub use node::{NodeWrite, restrict, restrict_change};
+pub use node_labels::is_nodes_own;
 pub use service_account::awaits;
+pub use tolerations::DefaultTolerations;
 
 /// A write on its way to the store.
 pub struct Request<'a> {
@@ -27,6 +32,7 @@ pub struct Request<'a> {
     /// What is stored now; `None` for a create.
     pub old: Option<&'a Value>,
     pub cache: &'a Cache,
+    pub tolerations: DefaultTolerations,
 }
 
 /// Passes a new or changed object through every step.
@@ -37,5 +43,8 @@ pub fn admit(request: &Request<'_>, object: &mut Value) -> Result<(), ApiError> 
     namespace::exists(request)?;
     certificates::stamp(request, object);
     drill_tasks::restrict(request, object)?;
-    service_account::admit(request, object)
+    service_account::admit(request, object)?;
+    priority::admit(request, object)?;
+    tolerations::admit(request, object);
+    Ok(())
 }

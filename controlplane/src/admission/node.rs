@@ -5,6 +5,7 @@
 
 use serde_json::Value;
 
+use super::node_labels;
 use crate::api::object::{self, Object};
 use crate::api::status::ApiError;
 use crate::auth::UserInfo;
@@ -41,10 +42,31 @@ pub fn restrict(
                 "node {node:?} is not allowed to modify node {name:?}"
             ))
         }
+        ("", "nodes") if write == NodeWrite::Create => node_labels::creation_refusal(node, object),
         _ => None,
     };
     match refusal {
         Some(why) => Err(ApiError::forbidden(resource, object.name(), &why)),
+        None => Ok(()),
+    }
+}
+
+/// # Errors
+/// 403 when a node changes of its own Node what it may not choose.
+pub fn restrict_change(
+    user: &UserInfo,
+    resource: &Resource,
+    old: &Value,
+    new: &Value,
+) -> Result<(), ApiError> {
+    let Some(node) = user.node() else {
+        return Ok(());
+    };
+    if (resource.group, resource.plural) != ("", "nodes") {
+        return Ok(());
+    }
+    match node_labels::change_refusal(node, old, new) {
+        Some(why) => Err(ApiError::forbidden(resource, new.name(), &why)),
         None => Ok(()),
     }
 }

@@ -17,6 +17,7 @@ use super::update::{Proposal, Surface};
 use crate::auth::UserInfo;
 use crate::cache::Scope;
 use crate::resources::object::text;
+use crate::resources::priorityclasses;
 use crate::resources::services::has_cluster_address;
 
 /// The namespaces that every cluster has.
@@ -46,7 +47,14 @@ impl Api {
             })
         });
         try_join_all(accounts.into_iter().map(|object| self.ensure(object))).await?;
-        try_join_all(objects.into_iter().map(|object| self.ensure(object))).await?;
+        let classes = priorityclasses::SYSTEM.map(|(name, value, description)| {
+            json!({
+                "apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass",
+                "metadata": {"name": name}, "value": value, "description": description,
+            })
+        });
+        let objects = objects.into_iter().chain(classes);
+        try_join_all(objects.map(|object| self.ensure(object))).await?;
         self.complete_services().await?;
         self.bootstrapped.store(true, Ordering::Release);
         Ok(())

@@ -334,6 +334,7 @@ mod tests {
                 "events.k8s.io",
                 "policy",
                 "rbac.authorization.k8s.io",
+                "scheduling.k8s.io",
                 "skiff.dev"
             ])
         );

@@ -52,6 +52,7 @@ use hyper::upgrade::OnUpgrade;
 use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::DefaultTolerations;
 use crate::allocation::ServiceAllocator;
 use crate::auth::UserInfo;
 use crate::auth::authorize::Attributes;
@@ -74,6 +75,8 @@ pub struct Api {
     credentials: Option<Credentials>,
     /// `host:port`, for discovery.
     address: String,
+    /// How long pods tolerate that their node is lost, if they don't say.
+    tolerations: DefaultTolerations,
     /// What must exist before anybody is served does.
     bootstrapped: AtomicBool,
     /// Cancelled when the server stops: ends the watches.
@@ -95,6 +98,7 @@ impl Api {
         services: Arc<ServiceAllocator>,
         credentials: Option<Credentials>,
         address: String,
+        tolerations: DefaultTolerations,
         stopping: CancellationToken,
     ) -> Self {
         Self {
@@ -104,6 +108,7 @@ impl Api {
             services,
             credentials,
             address,
+            tolerations,
             bootstrapped: AtomicBool::new(false),
             stopping,
         }

@@ -153,6 +153,9 @@ impl Api {
 fn bound(current: &Value, binding: &Value, node: &str) -> Value {
     let mut pod = current.clone();
     object::set_at(&mut pod, "spec.nodeName", json!(node));
+    if let Some(status) = pod.get_mut("status").and_then(Value::as_object_mut) {
+        status.remove("nominatedNodeName");
+    }
     for field in ["annotations", "labels"] {
         let given = binding.metadata().and_then(|m| m.get(field));
         for (key, value) in given.and_then(Value::as_object).into_iter().flatten() {

@@ -173,6 +173,7 @@ impl Api {
                 next = with_status(current, &next);
                 keep_system_metadata(&mut next, current);
                 (resource.hooks.default)(&mut next);
+                admission::restrict_change(&call.user, resource, current, &next)?;
                 if resource.has_approval {
                     self.settle_approval(call, surface, &mut next, current)?;
                 }
@@ -184,12 +185,14 @@ impl Api {
             Surface::Object => {
                 keep_system_metadata(&mut next, current);
                 (resource.hooks.default)(&mut next);
+                admission::restrict_change(&call.user, resource, current, &next)?;
                 let request = admission::Request {
                     resource,
                     user: &call.user,
                     namespace: call.namespace(),
                     old: Some(current),
                     cache: &self.cache,
+                    tolerations: self.tolerations,
                 };
                 admission::admit(&request, &mut next)?;
                 (resource.hooks.prepare_update)(&mut next, current);

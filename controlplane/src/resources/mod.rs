@@ -23,6 +23,7 @@ mod pod_disruption_budgets;
 mod pod_spec;
 pub(crate) mod pods;
 mod print;
+pub(crate) mod priorityclasses;
 pub mod quantity;
 mod rbac;
 mod replicasets;
@@ -329,6 +330,7 @@ pub fn registry() -> Registry {
         nodes::resource(),
         pod_disruption_budgets::resource(),
         pods::resource(),
+        priorityclasses::resource(),
         replicasets::resource(),
         secrets::resource(),
         serviceaccounts::resource(),

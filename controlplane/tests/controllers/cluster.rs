@@ -106,6 +106,11 @@ impl Cluster {
         self.running.shutdown().await;
     }
 
+    /// A client with the rights of a node's agent.
+    pub(crate) fn node_client(&self, node: &str) -> Client {
+        self.running.node_client(node)
+    }
+
     pub(crate) fn pods(&self) -> Api<Pod> {
         Api::namespaced(self.client.clone(), "default")
     }

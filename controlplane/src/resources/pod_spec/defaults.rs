@@ -1,8 +1,8 @@
 //! Kubernetes' defaults for a pod's specification (`pkg/apis/core/v1/defaults.go`).
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
-use super::super::object::{default, default_zero, ensure, items_mut, list, text, truth};
+use super::super::object::{default, default_zero, ensure, items_mut, text, truth};
 use super::resources;
 
 /// Volumes' file modes, 0644.
@@ -164,29 +164,6 @@ fn host_ports(spec: &mut Value) {
     }
 }
 
-/// What the `DefaultTolerationSeconds` admission plugin adds: five minutes on a node that is
-/// not ready or not reachable, unless the pod says otherwise.
-pub(crate) fn default_tolerations(spec: &mut Value) {
-    for key in [
-        "node.kubernetes.io/not-ready",
-        "node.kubernetes.io/unreachable",
-    ] {
-        let covered = list(spec, "tolerations").iter().any(|t| {
-            matches!(text(t, "key"), "" if text(t, "operator") == "Exists")
-                | (text(t, "key") == key)
-                && matches!(text(t, "effect"), "" | "NoExecute")
-        });
-        if !covered {
-            default(spec, "tolerations", Value::Array(Vec::new()));
-            if let Some(Value::Array(tolerations)) = spec.get_mut("tolerations") {
-                tolerations.push(json!({
-                    "key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300
-                }));
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
@@ -300,16 +277,5 @@ mod tests {
                 {"name": "h", "hostPath": {"path": "/", "type": ""}},
                 {"name": "p", "projected": {"defaultMode": 420, "sources": [{"serviceAccountToken": {"path": "t", "expirationSeconds": 3600}}]}}])
         );
-    }
-
-    #[test]
-    fn tolerations_are_added_once() {
-        let mut spec = json!({"tolerations": [{"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5}]});
-        default_tolerations(&mut spec);
-        default_tolerations(&mut spec);
-        assert_eq!(spec["tolerations"].as_array().unwrap().len(), 2);
-        let mut all = json!({"tolerations": [{"operator": "Exists"}]});
-        default_tolerations(&mut all);
-        assert_eq!(all["tolerations"].as_array().unwrap().len(), 1);
     }
 }

@@ -1,6 +1,7 @@
 //! What everything with a pod in it shares: pods themselves and the templates of Deployments
 //! and ReplicaSets.
 
+pub(super) mod affinity;
 mod container;
 pub(crate) mod defaults;
 pub(crate) mod qos;

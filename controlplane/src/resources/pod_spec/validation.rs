@@ -7,7 +7,9 @@ use serde_json::Value;
 
 use super::super::error::{duplicate, forbidden, invalid, non_negative, not_supported, required};
 use super::super::object::{at, integer, is_set, list, text, truth};
+use super::super::priorityclasses::POLICIES;
 use super::super::{FieldError, metadata, syntax};
+use super::affinity;
 use super::container::container;
 use super::volumes;
 
@@ -78,8 +80,17 @@ pub(crate) fn pod_spec(spec: &Value, path: &str) -> Vec<FieldError> {
     }
     errors.extend(pod_security(spec, path));
     errors.extend(tolerations(spec, path));
+    errors.extend(affinity::validate(spec, path));
+    errors.extend(preemption_policy(spec, path));
     errors.extend(host_port_conflicts(spec, path));
     errors
+}
+
+fn preemption_policy(spec: &Value, path: &str) -> Option<FieldError> {
+    let policy = text(spec, "preemptionPolicy");
+    let path = format!("{path}.preemptionPolicy");
+    (!policy.is_empty() && !POLICIES.contains(&policy))
+        .then(|| not_supported(&path, policy, &POLICIES))
 }
 
 fn containers(spec: &Value, path: &str) -> Vec<FieldError> {

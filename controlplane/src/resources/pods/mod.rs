@@ -5,8 +5,8 @@ mod update;
 
 use serde_json::{Value, json};
 
-use super::object::{carry_over, default, default_zero, ensure, integer, text};
-use super::pod_spec::{defaults, qos, validation};
+use super::object::{carry_over, default, default_zero, ensure, integer};
+use super::pod_spec::{affinity, defaults, qos, validation};
 use super::print::{AGE, NAME, column, wide};
 use super::{Column, FieldError, Hooks, Resource, SelectableField, metadata};
 
@@ -79,20 +79,12 @@ pub(super) fn resource() -> Resource {
     }
 }
 
-/// A new pod waits, whatever the client said of its status; what the admission plugins
-/// `ServiceAccount`, `Priority` and `DefaultTolerationSeconds` add is added here.
+/// A new pod waits, whatever the client said of its status.
 fn prepare_create(pod: &mut Value) {
     let spec = ensure(pod, "spec");
     default_zero(spec, "serviceAccountName", "default");
     spec["serviceAccount"] = spec["serviceAccountName"].clone();
-    let priority = match text(spec, "priorityClassName") {
-        "system-cluster-critical" => 2_000_000_000,
-        "system-node-critical" => 2_000_001_000,
-        _ => 0,
-    };
-    default(spec, "priority", priority);
-    default_zero(spec, "preemptionPolicy", "PreemptLowerPriority");
-    defaults::default_tolerations(spec);
+    affinity::merge_label_keys(pod);
     pod["status"] = json!({"phase": "Pending", "qosClass": qos::qos_class(&pod["spec"])});
 }
 
