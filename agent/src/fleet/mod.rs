@@ -13,6 +13,7 @@
 //! Nothing here needs the process that supervises: the state is in the data directory and in the
 //! kernel, so nodes can be listed, killed and cut off after a crash too.
 
+mod log;
 mod process;
 mod state;
 mod supervise;

@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::state;
+use super::{log, state};
 use crate::identity::Identity;
 use crate::net::segment::Segment;
 use crate::runtime::RuntimeError;
@@ -59,10 +59,10 @@ pub(super) fn spawn(
 ) -> io::Result<Child> {
     let node_dir = state::directory(data_dir).join(name);
     let node = make_data_dir(&node_dir)?;
-    let log = File::options()
+    let output = File::options()
         .create(true)
         .append(true)
-        .open(state::directory(data_dir).join(format!("{name}.log")))?;
+        .open(log::path(&state::directory(data_dir), name))?;
     let mut command = Command::new(std::env::current_exe()?);
     command
         .args(["agent", "--server", launch.server, "--node-name", name])
@@ -74,7 +74,7 @@ pub(super) fn spawn(
         .env_remove("NOTIFY_SOCKET")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(log)
+        .stderr(output)
         // An interrupt at the terminal is for the process that watches over the nodes.
         .process_group(0);
     if let Some(token) = launch.token {

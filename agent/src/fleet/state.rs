@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `<data>/nodes/fleet.json` | the nodes' network, and where the API is |
 //! | `<data>/nodes/<name>.json` | a node's number, and whether it is meant to run |
-//! | `<data>/nodes/<name>.log` | what its agent says |
+//! | `<data>/nodes/<name>.log` | what its agent says, and `<name>.log.1` what it said before |
 //! | `<data>/nodes/<name>/` | its data directory |
 
 use std::fs;

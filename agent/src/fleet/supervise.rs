@@ -3,8 +3,10 @@
 //! One task for each node: it starts the agent, waits until it ends or the node's state changes, and
 //! starts over. Changes are told by inotify(7), so `skiff node start` is a file that is written.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +17,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{Fleet, FleetError, state};
+use super::{Fleet, FleetError, log, state};
 
 /// Between the end of an agent and its next start.
 const RESTART: Duration = Duration::from_millis(200);
@@ -42,9 +44,10 @@ impl Supervisor {
         let mut tasks = JoinSet::new();
         let (changed, changes) = watch::channel(());
         let inotify = watch_states(fleet).map_err(FleetError::State)?;
+        let directory = state::directory(fleet.identity.data_dir());
         let ended = stop.clone();
         tasks.spawn(async move {
-            let telling = tell_changes(inotify, changed);
+            let telling = follow(inotify, directory, changed);
             let _ = ended.run_until_cancelled(telling).await;
         });
         for (name, _) in fleet.nodes()? {
@@ -70,8 +73,9 @@ impl Supervisor {
 fn watch_states(fleet: &Fleet) -> io::Result<AsyncFd<Instance>> {
     let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
     let directory = state::directory(fleet.identity.data_dir());
-    // State files are replaced by renaming.
-    inotify.add_watch(&directory, AddWatchFlags::IN_MOVED_TO)?;
+    // State files are replaced by renaming, logs grow.
+    let seen = AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_MODIFY;
+    inotify.add_watch(&directory, seen)?;
     // SAFETY: the instance owns its descriptor, gives always the same one, and is never taken out
     // again.
     Ok(unsafe { AsyncFd::register(Instance(inotify)) }?)
@@ -85,14 +89,27 @@ impl AsRawFd for Instance {
     }
 }
 
-async fn tell_changes(inotify: AsyncFd<Instance>, changed: watch::Sender<()>) {
+/// Tells of changed states, and keeps the logs within bounds.
+async fn follow(inotify: AsyncFd<Instance>, directory: PathBuf, changed: watch::Sender<()>) {
     loop {
         let Ok(mut ready) = inotify.readable().await else {
             return;
         };
         match inotify.get_ref().0.read_events() {
-            Ok(_) => {
-                changed.send_replace(());
+            Ok(events) => {
+                let names = events
+                    .iter()
+                    .filter_map(|event| event.name.as_ref()?.to_str());
+                let logs: BTreeSet<&str> = names.filter(|name| log::is_log(name)).collect();
+                if events
+                    .iter()
+                    .any(|e| e.mask.contains(AddWatchFlags::IN_MOVED_TO))
+                {
+                    changed.send_replace(());
+                }
+                for name in logs {
+                    bound(directory.join(name)).await;
+                }
             }
             Err(nix::errno::Errno::EAGAIN) => ready.clear_ready(),
             Err(error) => {
@@ -100,6 +117,14 @@ async fn tell_changes(inotify: AsyncFd<Instance>, changed: watch::Sender<()>) {
                 return;
             }
         }
+    }
+}
+
+async fn bound(log: PathBuf) {
+    let path = log.clone();
+    let bounded = tokio::task::spawn_blocking(move || log::bound(&path)).await;
+    if let Ok(Err(error)) = bounded {
+        tracing::warn!(log = %log.display(), %error, "the node's log grows without bounds");
     }
 }
 

@@ -16,6 +16,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -38,6 +39,8 @@ use taints::Readiness;
 const WORKERS: usize = 4;
 /// How long an agent may take to connect again before its node counts as gone: a restart.
 const RETURN: Duration = Duration::from_secs(1);
+/// Pods of a lost node that are marked at one time.
+const PODS_AT_ONCE: usize = 64;
 /// The conditions that a node reports itself, and can't any more when it is silent.
 const REPORTED: [&str; 4] = ["Ready", "MemoryPressure", "DiskPressure", "PIDPressure"];
 
@@ -247,12 +250,12 @@ impl NodeLifecycle {
     /// Nobody on a silent node can say so, and services must stop sending there.
     async fn mark_pods_not_ready(&self, node: &Node) -> Result<(), kube::Error> {
         let name = node.metadata.name.as_deref().unwrap_or_default();
-        for pod in self.pods.by_index(Index::Node, name) {
-            if is_ready(&pod) {
-                self.mark_pod_not_ready(&pod).await?;
-            }
-        }
-        Ok(())
+        let mut pods = self.pods.by_index(Index::Node, name);
+        pods.retain(|pod| is_ready(pod));
+        stream::iter(&pods)
+            .map(Ok)
+            .try_for_each_concurrent(PODS_AT_ONCE, |pod| self.mark_pod_not_ready(pod))
+            .await
     }
 
     async fn mark_pod_not_ready(&self, pod: &Pod) -> Result<(), kube::Error> {

@@ -1,5 +1,7 @@
 //! Which taints a node's state calls for.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, NodeCondition, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -26,6 +28,10 @@ const PRESSURES: [(&str, &str); 4] = [
 const MANY_NODES: usize = 2;
 const LARGE_SHARE: f64 = 0.55;
 
+/// Nodes that are lost within this time are lost at once: kube-controller-manager looks every
+/// five seconds (`--node-monitor-period`), and counts before it taints.
+const AT_ONCE: Duration = Duration::from_secs(5);
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Readiness {
     Ready,
@@ -39,7 +45,7 @@ pub(super) enum Readiness {
 pub(super) enum Disruption {
     /// Little: pods are evicted from the nodes that are lost.
     Normal,
-    /// Much: no further node's pods are evicted.
+    /// Much: no further node's pods are evicted, nor those of nodes that were lost just before.
     Partial,
     /// All: nothing is gained by evicting anywhere.
     Full,
@@ -90,10 +96,17 @@ pub(super) fn wanted(
     };
     if let Some(key) = lost {
         ours.push((key, NO_SCHEDULE));
-        let has_it = current.iter().any(|taint| is(taint, key, NO_EXECUTE));
+        let mut known = current.iter().filter(|taint| is(taint, key, NO_EXECUTE));
+        let was_lost_before = known.any(|taint| {
+            let since = taint
+                .time_added
+                .as_ref()
+                .map(|added| now.duration_since(added.0));
+            since.is_none_or(|since| since.as_secs_f64() > AT_ONCE.as_secs_f64())
+        });
         match disruption {
             Disruption::Normal => ours.push((key, NO_EXECUTE)),
-            Disruption::Partial if has_it => ours.push((key, NO_EXECUTE)),
+            Disruption::Partial if was_lost_before => ours.push((key, NO_EXECUTE)),
             Disruption::Partial | Disruption::Full => {}
         }
     }
@@ -211,8 +224,14 @@ mod tests {
         let tainted = wanted(&node("Unknown"), &[], Disruption::Normal, now);
         let partial = wanted(&node("Unknown"), &[], Disruption::Partial, now);
         assert_eq!(names(&partial), ["unreachable:NoSchedule"]);
+        // The first of them was taken for the only one.
         assert_eq!(
             wanted(&node("Unknown"), &tainted, Disruption::Partial, now),
+            partial
+        );
+        let later = Timestamp::from_second(110).unwrap();
+        assert_eq!(
+            wanted(&node("Unknown"), &tainted, Disruption::Partial, later),
             tainted
         );
         let full = wanted(&node("Unknown"), &tainted, Disruption::Full, now);
