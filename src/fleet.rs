@@ -14,10 +14,13 @@ use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, watcher};
 use skiff_agent::fleet::{Fleet, MakeToken, Supervisor};
 use skiff_agent::net::Cidr;
+use tokio::sync::mpsc;
 use tracing::info;
 
 use crate::control_plane::{cluster_blocks, publish};
 use crate::data_dir::DataDir;
+use crate::hooks::ControlPlaneProcess;
+use crate::restart;
 use crate::serving::{self, StopSignals, announce};
 use crate::token;
 use crate::up::UpArgs;
@@ -30,6 +33,8 @@ struct Cluster {
     control_plane: skiff_controlplane::Running,
     nodes: Supervisor,
     url: String,
+    /// Orderly restarts that drills ask for.
+    restarts: mpsc::Receiver<Duration>,
 }
 
 /// Serves until a signal; the nodes' agents end with this process, their containers run on.
@@ -38,13 +43,26 @@ pub async fn serve(
     data_dir: &DataDir,
     mut signals: StopSignals,
 ) -> anyhow::Result<()> {
-    let cluster = signals.unless(Cluster::start(args, data_dir)).await?;
-    announce(&cluster.url)?;
-    let signal = signals.next().await;
-    info!(signal, "stopping; containers run on");
-    cluster.nodes.stop().await;
-    cluster.control_plane.shutdown().await;
-    Ok(())
+    loop {
+        let mut cluster = signals.unless(Cluster::start(args, data_dir)).await?;
+        announce(&cluster.url)?;
+        let down = tokio::select! {
+            signal = signals.next() => {
+                info!(signal, "stopping; containers run on");
+                None
+            }
+            Some(down) = cluster.restarts.recv() => Some(down),
+        };
+        let Some(down) = down else {
+            cluster.nodes.stop().await;
+            cluster.control_plane.shutdown().await;
+            return Ok(());
+        };
+        // Only the control plane is to restart.
+        cluster.nodes.leave().await;
+        cluster.control_plane.shutdown().await;
+        signals.unless(restart::begin_anew(down)).await?;
+    }
 }
 
 impl Cluster {
@@ -60,6 +78,8 @@ impl Cluster {
         let mut fleet = make(args, data_dir, blocks.pods).await?;
         config.advertise = Some(fleet.host_address());
         config.node_cidr = Some(fleet.block().to_string().parse()?);
+        let (hooks, restarts) = ControlPlaneProcess::new();
+        config.drill_hooks = Some(Arc::new(hooks.with_fleet(fleet.clone())?));
         let (control_plane, url) = args.control_plane.start(data_dir, config).await?;
         let listen = control_plane
             .local_addr
@@ -73,6 +93,7 @@ impl Cluster {
             control_plane,
             nodes,
             url,
+            restarts,
         })
     }
 }

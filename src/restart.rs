@@ -54,6 +54,22 @@ fn program() -> PathBuf {
         .unwrap_or_else(|| RUNNING.into())
 }
 
+/// After an orderly stop: a new start of this process, no earlier than `down` from now. It returns when that
+/// was not possible, and the work is to begin anew in this process.
+pub async fn begin_anew(down: Duration) -> anyhow::Result<()> {
+    let at = after(down);
+    let error = exec(Some(at));
+    tracing::error!(%error, "this process can't be replaced; it begins anew as it is");
+    wait_until(at).await;
+    Ok(())
+}
+
+/// The time at which something may begin that has to stay away for `down`.
+pub fn after(down: Duration) -> Timestamp {
+    let now = Timestamp::now();
+    now.checked_add(down).unwrap_or(Timestamp::MAX)
+}
+
 /// Waits until this process may begin its work.
 ///
 /// # Errors

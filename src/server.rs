@@ -2,14 +2,17 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Args;
 use skiff_agent::net::ClusterBlocks;
+use skiff_controlplane::Running;
 use tracing::info;
 
 use crate::control_plane::{ControlPlaneArgs, publish};
 use crate::data_dir::{self, DataDir};
+use crate::hooks::ControlPlaneProcess;
 use crate::preflight;
 use crate::restart;
 use crate::serving::{self, StopSignals, announce};
@@ -38,25 +41,42 @@ async fn serve(args: &ServerArgs, data_dir: &DataDir) -> anyhow::Result<()> {
     let mut signals = StopSignals::listen()?;
     restart::inherit()?;
     signals.unless(restart::turn()).await?;
-    let start = async {
-        let identity = data_dir.identity().clone();
-        let chosen =
-            tokio::task::spawn_blocking(move || ClusterBlocks::choose_for_others(&identity));
-        let blocks = chosen
-            .await?
-            .context("no address blocks for pods and services")?;
-        let config = args.control_plane.config(data_dir, blocks);
-        let (control_plane, url) = args.control_plane.start(data_dir, config).await?;
-        let address = control_plane
-            .local_addr
-            .unwrap_or(args.control_plane.listen);
-        publish(&control_plane, serving::remote(address), blocks).await?;
-        Ok((control_plane, url))
-    };
-    let (control_plane, url) = signals.unless(start).await?;
-    announce(&url)?;
-    let signal = signals.next().await;
-    info!(signal, "stopping");
-    control_plane.shutdown().await;
-    Ok(())
+    loop {
+        let (hooks, mut restarts) = ControlPlaneProcess::new();
+        let start = start(args, data_dir, hooks);
+        let (control_plane, url) = signals.unless(start).await?;
+        announce(&url)?;
+        let down = tokio::select! {
+            signal = signals.next() => {
+                info!(signal, "stopping");
+                None
+            }
+            Some(down) = restarts.recv() => Some(down),
+        };
+        control_plane.shutdown().await;
+        match down {
+            None => return Ok(()),
+            Some(down) => signals.unless(restart::begin_anew(down)).await?,
+        }
+    }
+}
+
+async fn start(
+    args: &ServerArgs,
+    data_dir: &DataDir,
+    hooks: ControlPlaneProcess,
+) -> anyhow::Result<(Running, String)> {
+    let identity = data_dir.identity().clone();
+    let chosen = tokio::task::spawn_blocking(move || ClusterBlocks::choose_for_others(&identity));
+    let blocks = chosen
+        .await?
+        .context("no address blocks for pods and services")?;
+    let mut config = args.control_plane.config(data_dir, blocks);
+    config.drill_hooks = Some(Arc::new(hooks));
+    let (control_plane, url) = args.control_plane.start(data_dir, config).await?;
+    let address = control_plane
+        .local_addr
+        .unwrap_or(args.control_plane.listen);
+    publish(&control_plane, serving::remote(address), blocks).await?;
+    Ok((control_plane, url))
 }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
@@ -16,12 +17,14 @@ use skiff_agent::net::ClusterBlocks;
 use skiff_agent::net::dns::resolv_conf::HOST_FILE;
 use skiff_agent::server::Serving;
 use skiff_agent::{Agent, ApiServer};
+use tokio::sync::mpsc;
+use tokio::task::JoinError;
 use tracing::info;
 
 use crate::control_plane::{ControlPlaneArgs, cluster_blocks, publish};
 use crate::data_dir::{self, DataDir};
 use crate::fleet;
-use crate::hooks::AgentProcess;
+use crate::hooks::{AgentProcess, ControlPlaneProcess};
 use crate::preflight;
 use crate::pulling::PullingArgs;
 use crate::restart;
@@ -67,19 +70,16 @@ async fn serve(args: &UpArgs, data_dir: &DataDir) -> anyhow::Result<()> {
     if args.nodes.is_some() || Fleet::exists(data_dir.path()) {
         return fleet::serve(args, data_dir, signals).await;
     }
-    let mut cluster = signals.unless(Cluster::start(args, data_dir)).await?;
-    announce(&cluster.url)?;
-    let failure = tokio::select! {
-        signal = signals.next() => {
-            info!(signal, "stopping; containers run on");
-            None
+    loop {
+        let mut cluster = signals.unless(Cluster::start(args, data_dir)).await?;
+        announce(&cluster.url)?;
+        let end = cluster.end(&mut signals).await;
+        cluster.shutdown().await;
+        match end {
+            End::Stopped => return Ok(()),
+            End::Failed(error) => return Err(error).context("a part of the node agent failed"),
+            End::Restart(down) => signals.unless(restart::begin_anew(down)).await?,
         }
-        error = cluster.agent.failed() => error,
-    };
-    cluster.shutdown().await;
-    match failure {
-        Some(error) => Err(error).context("a part of the node agent failed"),
-        None => Ok(()),
     }
 }
 
@@ -88,13 +88,25 @@ struct Cluster {
     control_plane: skiff_controlplane::Running,
     agent: skiff_agent::Running,
     url: String,
+    /// Orderly restarts that drills ask for.
+    restarts: mpsc::Receiver<Duration>,
+}
+
+/// Why a cluster is to stop.
+enum End {
+    Stopped,
+    Failed(JoinError),
+    /// To start again after this time.
+    Restart(Duration),
 }
 
 impl Cluster {
     /// Resolves when the API answers and the node is registered and Ready.
     async fn start(args: &UpArgs, data_dir: &DataDir) -> anyhow::Result<Self> {
         let blocks = cluster_blocks(data_dir).await?;
-        let config = args.control_plane.config(data_dir, blocks);
+        let mut config = args.control_plane.config(data_dir, blocks);
+        let (hooks, restarts) = ControlPlaneProcess::new();
+        config.drill_hooks = Some(Arc::new(hooks.with_own_node(serving::host_name()?)));
         let (control_plane, url) = args.control_plane.start(data_dir, config).await?;
         let address = control_plane
             .local_addr
@@ -109,7 +121,19 @@ impl Cluster {
             control_plane,
             agent,
             url,
+            restarts,
         })
+    }
+
+    async fn end(&mut self, signals: &mut StopSignals) -> End {
+        tokio::select! {
+            signal = signals.next() => {
+                info!(signal, "stopping; containers run on");
+                End::Stopped
+            }
+            error = self.agent.failed() => error.map_or(End::Stopped, End::Failed),
+            Some(down) = self.restarts.recv() => End::Restart(down),
+        }
     }
 
     async fn shutdown(self) {

@@ -33,7 +33,7 @@ use crate::net::segment::{MAX_NODES, Segment};
 use crate::net::{Cidr, NetworkError};
 use crate::purge::{self, PurgeError};
 use crate::runtime::RuntimeError;
-use process::Launch;
+use process::{Agent, Launch};
 use state::{FleetRecord, NodeState};
 
 /// How long an agent may take to end.
@@ -205,6 +205,15 @@ impl Fleet {
         Ok(wanted.map(|(name, _)| name).collect())
     }
 
+    /// The names of all nodes.
+    ///
+    /// # Errors
+    /// When the state can't be read.
+    pub fn names(&self) -> Result<Vec<String>, FleetError> {
+        let nodes = self.nodes()?.into_iter();
+        Ok(nodes.map(|(name, _)| name).collect())
+    }
+
     /// Ends everything of a node at once: agent, shims, containers, then its network.
     ///
     /// # Errors
@@ -268,14 +277,32 @@ impl Fleet {
         Ok(self.segment.set_connected(state.number, connected)?)
     }
 
-    fn launch(&self, name: &str, token: Option<&str>) -> Result<std::process::Child, FleetError> {
+    /// The agent that an earlier process started for a node, if it can stay.
+    fn adopt(&self, name: &str) -> Result<Option<Agent>, FleetError> {
         let state = self.node(name)?;
-        self.segment.plug(name, state.number)?;
-        let launch = Launch {
+        let data_dir = self.identity.data_dir();
+        let launch = self.launch_with(None);
+        Ok(process::adopt(
+            &self.segment,
+            data_dir,
+            name,
+            state.number,
+            &launch,
+        ))
+    }
+
+    fn launch_with<'a>(&'a self, token: Option<&'a str>) -> Launch<'a> {
+        Launch {
             server: &self.record.server,
             token,
             flags: &self.record.flags,
-        };
+        }
+    }
+
+    fn launch(&self, name: &str, token: Option<&str>) -> Result<std::process::Child, FleetError> {
+        let state = self.node(name)?;
+        self.segment.plug(name, state.number)?;
+        let launch = self.launch_with(token);
         let data_dir = self.identity.data_dir();
         process::spawn(&self.segment, data_dir, name, state.number, &launch).map_err(|source| {
             FleetError::Agent {

@@ -1,8 +1,11 @@
 //! The agent process of a node of a fleet: started inside the node's network and control group,
 //! found again by that group.
 
+use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File};
 use std::io;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -10,6 +13,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -49,6 +54,75 @@ pub(super) fn make_data_dir(path: &Path) -> io::Result<Identity> {
     Identity::of(path)
 }
 
+/// A node's agent that runs.
+pub(super) enum Agent {
+    Started(Child),
+    /// By an earlier process.
+    Adopted(OwnedFd),
+}
+
+impl Agent {
+    /// Blocks until it has ended.
+    pub(super) fn wait(self) -> io::Result<()> {
+        match self {
+            Self::Started(mut child) => child.wait().map(drop),
+            Self::Adopted(process) => {
+                let mut ended = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
+                while let Err(error) = poll(&mut ended, PollTimeout::NONE) {
+                    if error != Errno::EINTR {
+                        return Err(error.into());
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// A node's agent that an earlier process started, if it is as one that would be started now.
+pub(super) fn adopt(
+    segment: &Segment,
+    data_dir: &Path,
+    name: &str,
+    number: u16,
+    launch: &Launch<'_>,
+) -> Option<Agent> {
+    let node_dir = state::directory(data_dir).join(name);
+    let node = make_data_dir(&node_dir).ok()?;
+    let pid = find(&node)?;
+    let process = open_process(pid).ok()?;
+    let wanted = arguments(segment, &node_dir, name, number, launch);
+    let has_command = command_line(pid).get(1..) == Some(wanted.as_slice());
+    // Of a program that was replaced since, the link names a deleted file.
+    let program = fs::read_link(format!("/proc/{pid}/exe")).ok();
+    let is_same = program.is_some() && program == fs::read_link("/proc/self/exe").ok();
+    (has_command && is_same).then_some(Agent::Adopted(process))
+}
+
+fn open_process(pid: Pid) -> io::Result<OwnedFd> {
+    // SAFETY: it takes two integers, and touches no memory of this process.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
+    let fd = Errno::result(fd)?;
+    // SAFETY: the kernel has just given out this descriptor, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+fn arguments(
+    segment: &Segment,
+    node_dir: &Path,
+    name: &str,
+    number: u16,
+    launch: &Launch<'_>,
+) -> Vec<OsString> {
+    let address = segment.address(number).to_string();
+    let own = ["agent", "--server", launch.server, "--node-name", name];
+    let own = own.into_iter().chain(["--node-ip", &address, "--data-dir"]);
+    let mut arguments: Vec<OsString> = own.map(OsString::from).collect();
+    arguments.push(node_dir.into());
+    arguments.extend(launch.flags.iter().map(OsString::from));
+    arguments
+}
+
 /// Starts a node's agent. The caller reaps it.
 pub(super) fn spawn(
     segment: &Segment,
@@ -65,12 +139,10 @@ pub(super) fn spawn(
         .open(log::path(&state::directory(data_dir), name))?;
     let mut command = Command::new(std::env::current_exe()?);
     command
-        .args(["agent", "--server", launch.server, "--node-name", name])
-        .args(["--node-ip", &segment.address(number).to_string()])
-        .arg("--data-dir")
-        .arg(&node_dir)
-        .args(launch.flags)
+        .args(arguments(segment, &node_dir, name, number, launch))
         .env_remove("SKIFF_TOKEN")
+        // Of a drill that restarted this process.
+        .env_remove("SKIFF_START_AT")
         .env_remove("NOTIFY_SOCKET")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -102,10 +174,19 @@ pub(super) fn find(node: &Identity) -> Option<Pid> {
     let found = cgroups(node).ok()?.processes(&group(node));
     // Helpers of the agent are in its group too, and younger.
     found.into_iter().map(Pid::from_raw).find(|pid| {
-        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let mut words = command.split(|byte| *byte == 0);
-        words.nth(1) == Some(b"agent".as_slice())
+        let command = command_line(*pid);
+        command.get(1).is_some_and(|word| word == "agent")
     })
+}
+
+/// The words of a process's command line; none when it is gone.
+fn command_line(pid: Pid) -> Vec<OsString> {
+    let text = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let words = text.strip_suffix(&[0]).unwrap_or(&text);
+    words
+        .split(|byte| *byte == 0)
+        .map(|word| OsString::from_vec(word.to_vec()))
+        .collect()
 }
 
 /// Asks an agent to end, and makes it after `patience`; containers run on. Blocking.

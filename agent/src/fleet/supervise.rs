@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::process::Agent;
 use super::{Fleet, FleetError, log, state};
 
 /// Between the end of an agent and its next start.
@@ -35,7 +36,8 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// Starts what is to run. Agents that an earlier process left are replaced; their pods run on.
+    /// Starts what is to run. Agents that an earlier process left stay if they are as they would be started now,
+    /// and are replaced if not; their pods run on.
     ///
     /// # Errors
     /// When the state can't be read or watched.
@@ -61,6 +63,11 @@ impl Supervisor {
             tasks.spawn(node.run());
         }
         Ok(Self { stop, tasks })
+    }
+
+    /// Leaves the agents running, for a process that comes after this one.
+    pub async fn leave(mut self) {
+        self.tasks.shutdown().await;
     }
 
     /// Ends the agents; containers run on.
@@ -140,8 +147,7 @@ struct Supervised {
 impl Supervised {
     async fn run(mut self) {
         let mut rest = RESTART;
-        // Of an earlier process: its agent does not know where the API is now.
-        self.end_agent().await;
+        let mut adopted = self.adopt().await;
         while !self.stop.is_cancelled() {
             self.changes.mark_unchanged();
             if !self.is_wanted() {
@@ -150,8 +156,12 @@ impl Supervised {
                 continue;
             }
             let began = tokio::time::Instant::now();
-            match self.start().await {
-                Ok(child) => self.watch_over(child).await,
+            let agent = match adopted.take() {
+                Some(agent) => Ok(agent),
+                None => self.start().await,
+            };
+            match agent {
+                Ok(agent) => self.watch_over(agent).await,
                 Err(error) => tracing::warn!(node = self.name, %error, "node not started"),
             }
             if self.stop.is_cancelled() {
@@ -175,7 +185,20 @@ impl Supervised {
         }
     }
 
-    async fn start(&self) -> Result<std::process::Child, String> {
+    /// The agent that an earlier process started, if it may stay; it is ended if not.
+    async fn adopt(&self) -> Option<Agent> {
+        if self.is_wanted() {
+            let (fleet, name) = (self.fleet.clone(), self.name.clone());
+            let adopted = tokio::task::spawn_blocking(move || fleet.adopt(&name)).await;
+            if let Ok(Ok(Some(agent))) = adopted {
+                return Some(agent);
+            }
+        }
+        self.end_agent().await;
+        None
+    }
+
+    async fn start(&self) -> Result<Agent, String> {
         let token = if self.fleet.has_joined(&self.name) {
             None
         } else {
@@ -184,14 +207,13 @@ impl Supervised {
         let (fleet, name) = (self.fleet.clone(), self.name.clone());
         let launched =
             tokio::task::spawn_blocking(move || fleet.launch(&name, token.as_deref())).await;
-        launched
-            .map_err(|e| e.to_string())?
-            .map_err(|e| e.to_string())
+        let child = launched.map_err(|e| e.to_string())?;
+        child.map(Agent::Started).map_err(|e| e.to_string())
     }
 
     /// Until the agent has ended, by itself or because everything stops.
-    async fn watch_over(&self, mut child: std::process::Child) {
-        let mut ended = tokio::task::spawn_blocking(move || child.wait());
+    async fn watch_over(&self, agent: Agent) {
+        let mut ended = tokio::task::spawn_blocking(move || agent.wait());
         tokio::select! {
             _ = &mut ended => {}
             () = self.stop.cancelled() => {
