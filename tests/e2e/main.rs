@@ -18,6 +18,8 @@ mod crashes;
 mod data_plane;
 mod deployment;
 mod dns;
+mod drills_api;
+mod drills_restarts;
 mod durability;
 mod inspection;
 mod isolation;

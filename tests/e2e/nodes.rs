@@ -160,7 +160,7 @@ pub(crate) fn until_ready_is(cluster: &mut Cluster, node: &str, status: &str) {
     });
 }
 
-fn state_of(cluster: &Cluster, node: &str) -> String {
+pub(crate) fn state_of(cluster: &Cluster, node: &str) -> String {
     let listed = cluster.skiff(["node", "list", "-o", "json"]);
     let listed: Value = serde_json::from_str(&listed).expect("JSON");
     let listed = listed.as_array().expect("a list");
@@ -169,7 +169,7 @@ fn state_of(cluster: &Cluster, node: &str) -> String {
 }
 
 /// The processes of a node's containers.
-fn containers(cluster: &Cluster, node: &str) -> Vec<i32> {
+pub(crate) fn containers(cluster: &Cluster, node: &str) -> Vec<i32> {
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_skiff"))
         .args(["ps", "-o", "json", "--data-dir"])
         .arg(cluster.node_dir(node))
