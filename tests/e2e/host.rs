@@ -17,9 +17,7 @@ pub(crate) fn traces(identity: &Identity) -> Vec<String> {
             .map(|c| format!("cgroup {}", c.display())),
     );
     found.extend(links(identity).into_iter().map(|l| format!("link {l}")));
-    if nft_table_exists(identity) {
-        found.push(format!("nftables table inet {}", identity.nft_table()));
-    }
+    found.extend(nft_tables(identity));
     found.extend(claims(identity));
     found.extend(routes(identity));
     if identity.run_dir().exists() {
@@ -141,14 +139,19 @@ fn ip(args: &[&str]) -> Vec<String> {
     text.lines().map(str::to_owned).collect()
 }
 
-fn nft_table_exists(identity: &Identity) -> bool {
+/// The node's own, and those of its drills.
+fn nft_tables(identity: &Identity) -> Vec<String> {
     let output = Command::new("nft")
         .args(["list", "tables"])
         .output()
         .expect("nft");
-    String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .any(|line| line == format!("table inet {}", identity.nft_table()))
+    let own = format!("table inet {}", identity.nft_table());
+    let drills = format!("table inet {}", identity.drill_table_prefix());
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines()
+        .filter(|line| *line == own || line.starts_with(&drills))
+        .map(|line| format!("nftables {line}"))
+        .collect()
 }
 
 /// The inode of one of a process's namespaces (`net`, `pid` ...).
