@@ -7,6 +7,7 @@ import sys
 import tempfile
 
 import dns
+import drills
 import podman
 import pull
 import runc
@@ -23,9 +24,9 @@ def main():
     options.add_argument("--images", required=True, help="directory with nginx.tar and busybox.tar")
     options.add_argument("--output", default="target/bench.json", help="the JSON file (default: %(default)s)")
     options.add_argument("--runs", type=int, default=5, help="runs of each step (default: %(default)s)")
-    options.add_argument("--only", choices=["skiff", "services", "dns", "images", "podman", "runc"], action="append", help="measure just this (repeatable)")
+    options.add_argument("--only", choices=["skiff", "services", "dns", "drills", "images", "podman", "runc"], action="append", help="measure just this (repeatable)")
     args = options.parse_args()
-    subjects = args.only or ["skiff", "services", "dns", "images", "podman", "runc"]
+    subjects = args.only or ["skiff", "services", "dns", "drills", "images", "podman", "runc"]
 
     report = Report()
     report.header()
@@ -38,6 +39,9 @@ def main():
     if "dns" in subjects:
         with tempfile.TemporaryDirectory(prefix="measure-dns-", dir=os.path.dirname(args.output) or ".") as scratch:
             dns.measure(report, args.runs, args.skiff, args.kubectl, os.path.abspath(scratch))
+    if "drills" in subjects:
+        with tempfile.TemporaryDirectory(prefix="measure-drills-", dir=os.path.dirname(args.output) or ".") as scratch:
+            drills.measure(report, args.runs, args.images, args.skiff, args.kubectl, os.path.abspath(scratch))
     if "images" in subjects:
         cache = os.path.abspath(os.path.dirname(args.output) or ".")
         unpack.measure(report, args.runs, args.skiff, cache)
