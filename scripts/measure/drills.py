@@ -24,7 +24,8 @@ DRILLS = [
     ("node-drain", LASTS, None),
     # Its pods tolerate the loss of a node for no time at all.
     ("node-crash", LASTS, 1.5),
-    ("node-partition", LASTS, None),
+    # Longer than the grace period of a node that falls silent.
+    ("node-partition", ["--duration", "15s"], None),
     ("pod-partition", LASTS, None),
     ("dns-outage", LASTS, None),
     ("registry-outage", LASTS, None),
@@ -59,9 +60,11 @@ def measure(report, runs, images, binary, kubectl, scratch):
 
 
 def mobile(name, replicas):
-    """A deployment whose pods leave a lost node at once."""
+    """A deployment whose pods leave a lost node at once, and have a limit of memory to come near to."""
     made = deployment(name, replicas)
-    made["spec"]["template"]["spec"]["tolerations"] = [
+    pod = made["spec"]["template"]["spec"]
+    pod["containers"][0]["resources"] = {"limits": {"memory": "64Mi"}}
+    pod["tolerations"] = [
         {"key": f"node.kubernetes.io/{lost}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 0}
         for lost in ("not-ready", "unreachable")
     ]
