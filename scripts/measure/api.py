@@ -15,6 +15,10 @@ import time
 import urllib.parse
 
 
+# A connection that was quiet for so many seconds may have been closed by the server.
+QUIET = 10
+
+
 class Api:
     """One connection for requests; each watch has another."""
 
@@ -31,13 +35,13 @@ class Api:
             file.write(_decoded(user["client-certificate-data"]) + b"\n" + _decoded(user["client-key-data"]))
             file.flush()
             self.tls.load_cert_chain(file.name)
-        self.connection = self._connect()
+        self.connection, self.used = self._connect(), time.monotonic()
 
     def another(self):
         """The same cluster and user over a connection of its own, for another thread."""
         twin = object.__new__(Api)
         twin.host, twin.tls = self.host, self.tls
-        twin.connection = twin._connect()
+        twin.connection, twin.used = twin._connect(), time.monotonic()
         return twin
 
     def _connect(self):
@@ -46,9 +50,13 @@ class Api:
     def request(self, method, path, body=None, missing_is_none=False):
         """The answer's object; None for 404 when that is asked for."""
         data = None if body is None else json.dumps(body)
+        if time.monotonic() - self.used > QUIET:
+            self.connection.close()
+            self.connection = self._connect()
         self.connection.request(method, path, data, {"Content-Type": "application/json", "Accept": "application/json"})
         answer = self.connection.getresponse()
         text = answer.read()
+        self.used = time.monotonic()
         if answer.status == 404 and missing_is_none:
             return None
         if answer.status >= 300:

@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import time
 
+from api import in_parallel
 from skiff import Server
 
 NAMES = 1000
@@ -33,10 +34,7 @@ def measure(report, runs, binary, kubectl, scratch):
     try:
         server.start()
         api = server.api()
-        for i in range(NAMES):
-            spec = {"ports": [{"port": 80}]}
-            service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": f"bench-{i}"}, "spec": spec}
-            api.create("/api/v1/namespaces/default/services", service)
+        in_parallel(api, range(NAMES), create)
         nodes = api.get("/api/v1/nodes")["items"]
         block = ipaddress.ip_network(nodes[0]["spec"]["podCIDR"])
         address = (str(block.network_address + 1), 53)
@@ -48,6 +46,12 @@ def measure(report, runs, binary, kubectl, scratch):
     with dnsmasq(scratch, names) as address:
         until_answered(address, names[-1])
         ask(report, "dnsmasq", runs, address, questions, names)
+
+
+def create(api, i):
+    spec = {"ports": [{"port": 80}]}
+    service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": f"bench-{i}"}, "spec": spec}
+    api.create("/api/v1/namespaces/default/services", service)
 
 
 def ask(report, subject, runs, address, questions, names):
