@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
-use skiff_agent::net::{Cidr, ClusterBlocks};
+use skiff_agent::net::ClusterBlocks;
 use skiff_controlplane::admission::DefaultTolerations;
 use skiff_controlplane::auth::kubeconfig;
 use skiff_controlplane::{Config, ControlPlane, Running, cluster_info};
@@ -40,8 +40,8 @@ pub struct ControlPlaneArgs {
 impl ControlPlaneArgs {
     pub fn config(&self, data_dir: &DataDir, blocks: ClusterBlocks) -> Config {
         Config {
-            cluster_cidr: for_control_plane(blocks.pods),
-            service_cidr: for_control_plane(blocks.services),
+            cluster_cidr: blocks.pods,
+            service_cidr: blocks.services,
             advertise: advertised(),
             signing_duration: self.cluster_signing_duration.0,
             tolerations: DefaultTolerations {
@@ -104,8 +104,4 @@ pub async fn cluster_blocks(data_dir: &DataDir) -> anyhow::Result<ClusterBlocks>
     tokio::task::spawn_blocking(move || ClusterBlocks::choose(&identity))
         .await?
         .context("no address blocks for pods and services")
-}
-
-fn for_control_plane(block: Cidr) -> skiff_controlplane::cidr::Cidr {
-    skiff_controlplane::cidr::Cidr::containing(block.first(), block.prefix())
 }

@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use anyhow::Context;
 use futures::{FutureExt, StreamExt};
+use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, watcher};
 use skiff_agent::fleet::{Fleet, MakeToken, Supervisor};
-use skiff_agent::net::Cidr;
 use tokio::sync::mpsc;
 use tracing::info;
 
@@ -77,7 +77,7 @@ impl Cluster {
         let mut config = args.control_plane.config(data_dir, blocks);
         let mut fleet = make(args, data_dir, blocks.pods).await?;
         config.advertise = Some(fleet.host_address());
-        config.node_cidr = Some(fleet.block().to_string().parse()?);
+        config.node_cidr = Some(fleet.block());
         let (hooks, restarts) = ControlPlaneProcess::new();
         config.drill_hooks = Some(Arc::new(hooks.with_fleet(fleet.clone())?));
         let (control_plane, url) = args.control_plane.start(data_dir, config).await?;
@@ -98,7 +98,7 @@ impl Cluster {
     }
 }
 
-async fn make(args: &UpArgs, data_dir: &DataDir, pods: Cidr) -> anyhow::Result<Fleet> {
+async fn make(args: &UpArgs, data_dir: &DataDir, pods: Ipv4Net) -> anyhow::Result<Fleet> {
     let identity = data_dir.identity().clone();
     let nodes = args.nodes;
     let mut flags = vec![

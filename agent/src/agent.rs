@@ -19,6 +19,7 @@ use crate::hooks::AgentHooks;
 use crate::identity::Identity;
 use crate::leases::Leases;
 use crate::logs::Watcher;
+use crate::net::blocks::nth;
 use crate::net::dns::{Dns, DnsConfig, DnsError};
 use crate::net::{
     ClusterBlocks, HostPort, Network, NetworkConfig, NetworkError, host_ports, service_watch,
@@ -99,7 +100,7 @@ pub enum AgentError {
     #[error("the node's DNS server: {0}")]
     Dns(#[from] DnsError),
     #[error("the service block {0} is too small: a cluster needs at least a /28")]
-    ServiceBlock(crate::net::Cidr),
+    ServiceBlock(ipnet::Ipv4Net),
     #[error("the node's endpoint: {0}")]
     Server(#[from] ServerError),
     #[error("reading this node's pods: {0}")]
@@ -163,7 +164,7 @@ impl Agent {
         };
         let logs = Watcher::new().map_err(AgentError::Logs)?;
         let services = config.blocks.services;
-        let cluster_dns = services.nth(DNS_OFFSET);
+        let cluster_dns = nth(services, DNS_OFFSET);
         let cluster_dns = cluster_dns.ok_or(AgentError::ServiceBlock(services))?;
         let dns_config = DnsConfig {
             listen: network.node_address(),
@@ -191,7 +192,7 @@ impl Agent {
                 network: network.clone(),
                 api_server: config.api.url,
                 authority: config.api.authority,
-                api_service: SocketAddrV4::new(services.nth(1).unwrap_or(services.first()), 443),
+                api_service: SocketAddrV4::new(nth(services, 1).unwrap_or(services.network()), 443),
                 endpoint: endpoint.port(),
                 dns_service: cluster_dns,
                 dns_server: dns.address(),

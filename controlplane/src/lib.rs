@@ -7,8 +7,8 @@ pub mod admission;
 pub mod allocation;
 pub mod api;
 pub mod auth;
+mod blocks;
 pub mod cache;
-pub mod cidr;
 pub mod cluster_info;
 pub mod controllers;
 pub mod drill_hooks;
@@ -42,9 +42,9 @@ use auth::UserInfo;
 use auth::pki::{Pki, PkiError};
 use auth::tokens::{TokenError, Tokens};
 use cache::{Cache, CacheWriter};
-use cidr::Cidr;
 use controllers::{Advertised, Informers};
 use drill_hooks::DrillHooks;
+use ipnet::Ipv4Net;
 use presence::Presence;
 use resources::Registry;
 pub use server::BindError;
@@ -67,11 +67,11 @@ pub struct Config {
     pub advertise: Option<Ipv4Addr>,
     /// The block of the nodes' own addresses, where they have one that is theirs alone: they are
     /// let in at `advertise` too.
-    pub node_cidr: Option<Cidr>,
+    pub node_cidr: Option<Ipv4Net>,
     /// The block that the nodes' pods get their addresses from.
-    pub cluster_cidr: Cidr,
+    pub cluster_cidr: Ipv4Net,
     /// The block that Services get their cluster addresses from.
-    pub service_cidr: Cidr,
+    pub service_cidr: Ipv4Net,
     /// Whether the controllers and the scheduler run too.
     pub controllers: bool,
     /// The longest life of the certificates that nodes get.
@@ -83,8 +83,8 @@ pub struct Config {
     pub tolerations: DefaultTolerations,
 }
 
-pub const CLUSTER_CIDR: Cidr = Cidr::containing(Ipv4Addr::new(10, 42, 0, 0), 16);
-pub const SERVICE_CIDR: Cidr = Cidr::containing(Ipv4Addr::new(10, 43, 0, 0), 16);
+pub const CLUSTER_CIDR: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 42, 0, 0), 16);
+pub const SERVICE_CIDR: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 43, 0, 0), 16);
 
 /// Where in the block of Services the cluster's DNS server has its address.
 const CLUSTER_DNS_OFFSET: u32 = 10;
@@ -223,7 +223,7 @@ impl ControlPlane {
                 drill_hooks: config.drill_hooks.clone(),
                 presence: endpoint.presence.clone(),
                 advertised: Some(advertised),
-                cluster_dns: config.service_cidr.nth(CLUSTER_DNS_OFFSET),
+                cluster_dns: blocks::nth(config.service_cidr, CLUSTER_DNS_OFFSET),
                 ..controllers::Config::new(pki.ca().to_string(), config.cluster_cidr)
             };
             Workers::start(&client, settings)
@@ -383,7 +383,7 @@ fn host_names(config: &Config, local_addr: Option<SocketAddr>) -> Vec<String> {
     .map(str::to_string)
     .to_vec();
     // The `kubernetes` Service has the first address of its block.
-    let service = config.service_cidr.nth(1);
+    let service = blocks::nth(config.service_cidr, 1);
     let own = service.into_iter().chain(config.advertise);
     names.extend(own.map(|address| address.to_string()));
     let host = nix::unistd::gethostname().ok();

@@ -21,8 +21,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::api::Api;
 use crate::auth::{UserInfo, authenticate};
-use crate::cidr::Cidr;
 use crate::presence::Presence;
+use ipnet::Ipv4Net;
 
 /// A client that has not finished its handshake by then is let go.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -69,8 +69,8 @@ pub(crate) enum Admits {
     Everyone,
     /// Pods and nodes of the cluster, and the host that has this address.
     Cluster {
-        pods: Cidr,
-        nodes: Option<Cidr>,
+        pods: Ipv4Net,
+        nodes: Option<Ipv4Net>,
         host: Ipv4Addr,
     },
 }
@@ -80,8 +80,8 @@ impl Admits {
         match (self, peer.to_canonical()) {
             (Self::Everyone, _) => true,
             (Self::Cluster { pods, nodes, host }, IpAddr::V4(peer)) => {
-                let is_node = nodes.is_some_and(|nodes| nodes.contains(peer));
-                pods.contains(peer) || is_node || peer == host
+                let is_node = nodes.is_some_and(|nodes| nodes.contains(&peer));
+                pods.contains(&peer) || is_node || peer == host
             }
             (Self::Cluster { .. }, IpAddr::V6(_)) => false,
         }

@@ -29,10 +29,11 @@ use tokio::task::JoinSet;
 pub use supervise::{MakeToken, Supervisor};
 
 use crate::identity::Identity;
+use crate::net::NetworkError;
 use crate::net::segment::{MAX_NODES, Segment};
-use crate::net::{Cidr, NetworkError};
 use crate::purge::{self, PurgeError};
 use crate::runtime::RuntimeError;
+use ipnet::Ipv4Net;
 use process::{Agent, Launch};
 use state::{FleetRecord, NodeState};
 
@@ -114,7 +115,7 @@ impl Fleet {
     pub fn make(
         identity: &Identity,
         nodes: Option<u16>,
-        pods: Cidr,
+        pods: Ipv4Net,
         flags: Vec<String>,
     ) -> Result<Self, FleetError> {
         let data_dir = identity.data_dir();
@@ -177,7 +178,7 @@ impl Fleet {
     }
 
     /// The nodes' addresses.
-    pub fn block(&self) -> Cidr {
+    pub fn block(&self) -> Ipv4Net {
         self.segment.block()
     }
 

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::net::Cidr;
+use ipnet::Ipv4Net;
 
 /// The network of the nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,8 +39,9 @@ pub struct NodeState {
 }
 
 impl FleetRecord {
-    pub(super) fn block(&self) -> io::Result<Cidr> {
-        self.block.parse().map_err(io::Error::other)
+    pub(super) fn block(&self) -> io::Result<Ipv4Net> {
+        let block: Ipv4Net = self.block.parse().map_err(io::Error::other)?;
+        Ok(block.trunc())
     }
 }
 

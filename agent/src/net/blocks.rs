@@ -13,10 +13,10 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::NetworkError;
-use super::cidr::Cidr;
 use super::netlink::Netlink;
 use super::node::{self, host_error};
 use crate::identity::Identity;
+use ipnet::Ipv4Net;
 
 /// 10.42.0.0/16 and 10.43.0.0/16 are tried first, 10.254.0.0/16 and 10.255.0.0/16 last before
 /// those below 42.
@@ -27,9 +27,9 @@ const PREFIX: u8 = 16;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterBlocks {
     #[serde(rename = "clusterCIDR")]
-    pub pods: Cidr,
+    pub pods: Ipv4Net,
     #[serde(rename = "serviceCIDR")]
-    pub services: Cidr,
+    pub services: Ipv4Net,
 }
 
 impl Default for ClusterBlocks {
@@ -41,8 +41,8 @@ impl Default for ClusterBlocks {
 impl ClusterBlocks {
     fn starting_at(second: u8) -> Self {
         Self {
-            pods: Cidr::containing(Ipv4Addr::new(10, second, 0, 0), PREFIX),
-            services: Cidr::containing(Ipv4Addr::new(10, second + 1, 0, 0), PREFIX),
+            pods: Ipv4Net::new_assert(Ipv4Addr::new(10, second, 0, 0), PREFIX),
+            services: Ipv4Net::new_assert(Ipv4Addr::new(10, second + 1, 0, 0), PREFIX),
         }
     }
 
@@ -109,15 +109,15 @@ impl ClusterBlocks {
 
     /// Claims both blocks for this identity.
     fn claim(&self, host: &Netlink, identity: &Identity) -> Result<(), NetworkError> {
-        node::hold(host, identity, self.pods, self.pods.first())?;
-        node::hold(host, identity, self.services, self.services.first())
+        node::hold(host, identity, self.pods, self.pods.network())?;
+        node::hold(host, identity, self.services, self.services.network())
     }
 
     fn claim_free(host: &Netlink, identity: &Identity) -> Result<Self, NetworkError> {
         // What a start that was cut short left: nothing was recorded, so nothing depends on it.
         node::release_claims(host, identity)?;
         let in_use = node::destinations(host)?;
-        let free = |block: &Cidr| !in_use.iter().any(|used| used.overlaps(block));
+        let free = |block: &Ipv4Net| !in_use.iter().any(|used| overlap(used, block));
         for blocks in Self::candidates() {
             if !free(&blocks.pods) || !free(&blocks.services) {
                 continue;
@@ -136,6 +136,17 @@ fn record_path(identity: &Identity) -> PathBuf {
     identity.data_dir().join("blocks.json")
 }
 
+/// The address `offset` after the block's first; `None` past its end.
+pub(crate) fn nth(block: Ipv4Net, offset: u32) -> Option<Ipv4Addr> {
+    let address = block.network().to_bits().checked_add(offset)?;
+    let address = Ipv4Addr::from_bits(address);
+    block.contains(&address).then_some(address)
+}
+
+pub(super) fn overlap(one: &Ipv4Net, other: &Ipv4Net) -> bool {
+    one.contains(other) || other.contains(one)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,5 +159,16 @@ mod tests {
         assert_eq!(all[0].services.to_string(), "10.43.0.0/16");
         assert_eq!(all[1].pods.to_string(), "10.44.0.0/16");
         assert!(all.iter().any(|b| b.pods.to_string() == "10.0.0.0/16"));
+    }
+
+    #[test]
+    fn addresses_are_counted_from_a_blocks_first() {
+        let block: Ipv4Net = "10.42.8.0/22".parse().unwrap();
+        assert_eq!(nth(block, 1023), Some(Ipv4Addr::new(10, 42, 11, 255)));
+        assert_eq!(nth(block, 1024), None);
+        assert_eq!(nth(block, u32::MAX), None);
+        let other = |text: &str| overlap(&block, &text.parse().unwrap());
+        assert!(other("10.42.0.0/16") && other("10.42.11.7/32"));
+        assert!(!other("10.42.12.0/22"));
     }
 }

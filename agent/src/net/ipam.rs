@@ -14,7 +14,7 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-use super::cidr::Cidr;
+use ipnet::Ipv4Net;
 
 /// The block's first address names the block and its second is the node's; the last one is left
 /// out because some programs take it for a broadcast address.
@@ -22,7 +22,7 @@ const RESERVED_FIRST: u32 = 2;
 
 pub(super) struct Addresses {
     directory: PathBuf,
-    block: Cidr,
+    block: Ipv4Net,
     by_pod: HashMap<String, Ipv4Addr>,
     /// Longest free first.
     free: VecDeque<Ipv4Addr>,
@@ -33,14 +33,14 @@ pub enum IpamError {
     #[error(
         "all {count} addresses of the node's pod CIDR {block} are in use: delete pods, or give the node a larger block"
     )]
-    Exhausted { block: Cidr, count: usize },
+    Exhausted { block: Ipv4Net, count: usize },
     #[error("recording pod addresses in {}: {source}", path.display())]
     Record { path: PathBuf, source: io::Error },
 }
 
 impl Addresses {
     /// Reads what was given out before.
-    pub(super) fn open(directory: PathBuf, block: Cidr) -> Result<Self, IpamError> {
+    pub(super) fn open(directory: PathBuf, block: Ipv4Net) -> Result<Self, IpamError> {
         let record = record_error(&directory);
         fs::create_dir_all(&directory).map_err(&record)?;
         let mut by_pod = HashMap::new();
@@ -109,7 +109,7 @@ impl Addresses {
             _ => {}
         }
         self.by_pod.remove(uid);
-        if self.block.contains(address) {
+        if self.block.contains(&address) {
             self.free.push_back(address);
         }
         Ok(())
@@ -150,12 +150,12 @@ pub(super) fn recorded(directory: &Path, uid: &str) -> Result<Option<Ipv4Addr>, 
 
 /// The free addresses of a block, those after `newest` first: they have been free longest.
 fn free_after(
-    block: Cidr,
+    block: Ipv4Net,
     newest: Option<Ipv4Addr>,
     by_pod: &HashMap<String, Ipv4Addr>,
 ) -> VecDeque<Ipv4Addr> {
     let taken: HashSet<_> = by_pod.values().collect();
-    let usable = u32::from(block.first()) + RESERVED_FIRST..u32::from(block.last());
+    let usable = u32::from(block.network()) + RESERVED_FIRST..u32::from(block.broadcast());
     let (before, after): (Vec<_>, Vec<_>) = usable
         .map(Ipv4Addr::from)
         .filter(|address| !taken.contains(address))

@@ -15,8 +15,7 @@
 //! answer_others     -> tells other nodes what this one's table has let go of (settling)
 //! ```
 
-mod blocks;
-mod cidr;
+pub(crate) mod blocks;
 pub mod dns;
 pub(crate) mod faults;
 mod host_ports;
@@ -45,10 +44,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use ipnet::Ipv4Net;
 use tokio::sync::oneshot;
 
 pub use blocks::ClusterBlocks;
-pub use cidr::{Cidr, InvalidCidr};
 pub use host_ports::{HostPort, host_ports};
 use ipam::Addresses;
 pub use ipam::IpamError;
@@ -71,7 +70,7 @@ pub struct NetworkConfig {
     /// The cluster's blocks; traffic between its pods is never masqueraded.
     pub blocks: ClusterBlocks,
     /// The node's own block, `spec.podCIDR`.
-    pub node_cidr: Cidr,
+    pub node_cidr: Ipv4Net,
 }
 
 /// A pod's place in the network.
@@ -91,15 +90,15 @@ pub enum NetworkError {
     #[error(
         "the block {block} belongs to another cluster on this host ({owner} on lo): stop that one first"
     )]
-    Claimed { block: Cidr, owner: String },
+    Claimed { block: Ipv4Net, owner: String },
     #[error(
         "no two neighbouring /16 blocks of 10.0.0.0/8 are free on this host: stop a cluster, or remove routes into it"
     )]
     NoFreeBlocks,
     #[error("no /24 block of {0} is free on this host for a network of nodes")]
-    NoFreeSegment(Cidr),
+    NoFreeSegment(Ipv4Net),
     #[error("the pod CIDR {0} is too small: a node needs at least a /29")]
-    BlockTooSmall(Cidr),
+    BlockTooSmall(Ipv4Net),
     #[error("{doing}: {source}")]
     Host {
         doing: &'static str,
@@ -132,7 +131,7 @@ pub struct Network {
 struct Inner {
     identity: Identity,
     blocks: ClusterBlocks,
-    cidr: Cidr,
+    cidr: Ipv4Net,
     node_address: Ipv4Addr,
     /// Of the uplink, when it was last looked at.
     mtu: AtomicU32,
@@ -204,13 +203,13 @@ impl Network {
     ///
     /// # Errors
     /// When the record can't be read.
-    pub async fn recorded_block(identity: &Identity) -> Result<Option<Cidr>, NetworkError> {
+    pub async fn recorded_block(identity: &Identity) -> Result<Option<Ipv4Net>, NetworkError> {
         let identity = identity.clone();
         blocking("recorded block", move || recorded_block(&identity)).await?
     }
 
     /// The node's block.
-    pub fn cidr(&self) -> Cidr {
+    pub fn cidr(&self) -> Ipv4Net {
         self.inner.cidr
     }
 
@@ -445,10 +444,10 @@ pub fn recorded_address(identity: &Identity, uid: &str) -> Result<Option<Ipv4Add
     ipam::recorded(&state_dir(identity).join("addresses"), uid)
 }
 
-fn recorded_block(identity: &Identity) -> Result<Option<Cidr>, NetworkError> {
+fn recorded_block(identity: &Identity) -> Result<Option<Ipv4Net>, NetworkError> {
     let path = state_dir(identity).join("cidr");
     match fs::read_to_string(&path) {
-        Ok(text) => Ok(text.trim().parse().ok()),
+        Ok(text) => Ok(text.trim().parse().ok().map(|block: Ipv4Net| block.trunc())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(NetworkError::State { path, source }),
     }
@@ -464,9 +463,9 @@ fn claim_block(
     let block = config.node_cidr;
     let ours = node::node_address(block)?;
     let services = config.blocks.services;
-    node::hold(host, identity, services, services.first())?;
+    node::hold(host, identity, services, services.network())?;
     node::hold(host, identity, block, ours)?;
-    let kept = [ours, services.first(), config.blocks.pods.first()];
+    let kept = [ours, services.network(), config.blocks.pods.network()];
     node::release_others(host, identity, &kept)?;
 
     let directory = state_dir(identity);

@@ -14,12 +14,13 @@ use netlink_packet_route::route::RouteType;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::NetworkError;
-use super::cidr::Cidr;
+use super::blocks::nth;
 use super::netlink::Netlink;
 use super::routes;
 use super::sysctl;
 use super::veth::{FoundLink, add_address, all_links, bring_up, delete_address};
 use crate::identity::Identity;
+use ipnet::Ipv4Net;
 
 const LOOPBACK_INDEX: u32 = 1;
 /// Link scope: the kernel never chooses it as the source of traffic that leaves the host.
@@ -28,9 +29,9 @@ const CLAIM_SCOPE: AddressScope = AddressScope::Link;
 const DEFAULT_MTU: u32 = 1500;
 
 /// The node's address in a block.
-pub(super) fn node_address(block: Cidr) -> Result<Ipv4Addr, NetworkError> {
-    match block.nth(1) {
-        Some(address) if block.prefix() <= 29 => Ok(address),
+pub(super) fn node_address(block: Ipv4Net) -> Result<Ipv4Addr, NetworkError> {
+    match nth(block, 1) {
+        Some(address) if block.prefix_len() <= 29 => Ok(address),
         _ => Err(NetworkError::BlockTooSmall(block)),
     }
 }
@@ -42,7 +43,7 @@ pub(super) fn node_address(block: Cidr) -> Result<Ipv4Addr, NetworkError> {
 pub(super) fn hold(
     host: &Netlink,
     identity: &Identity,
-    block: Cidr,
+    block: Ipv4Net,
     by: Ipv4Addr,
 ) -> Result<(), NetworkError> {
     if try_claim(host, identity, by)? {
@@ -135,10 +136,10 @@ fn labelled_address(message: RouteNetlinkMessage) -> Option<(Ipv4Addr, String)> 
 }
 
 /// Every destination that the host routes to, itself included, but not the default route.
-pub(super) fn destinations(host: &Netlink) -> Result<Vec<Cidr>, NetworkError> {
+pub(super) fn destinations(host: &Netlink) -> Result<Vec<Ipv4Net>, NetworkError> {
     let routes = routes::all(host)?;
     let known = routes.iter().filter_map(routes::destination);
-    Ok(known.filter(|block| block.prefix() > 0).collect())
+    Ok(known.filter(|block| block.prefix_len() > 0).collect())
 }
 
 /// The MTU, in bytes, of the link that the default route leaves by.

@@ -13,10 +13,10 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::NetworkError;
-use super::cidr::Cidr;
 use super::netlink::{Netlink, Request};
 use super::node::host_error;
 use crate::identity::Identity;
+use ipnet::Ipv4Net;
 
 /// As `proto 83` in `ip route`.
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(83);
@@ -25,7 +25,7 @@ const LOOPBACK_INDEX: u32 = 1;
 /// A route of this identity to a block, that leads nowhere yet.
 pub(super) fn own(
     identity: &Identity,
-    to: Cidr,
+    to: Ipv4Net,
     kind: RouteType,
     scope: RouteScope,
 ) -> RouteMessage {
@@ -35,9 +35,9 @@ pub(super) fn own(
     route.header.protocol = PROTOCOL;
     route.header.scope = scope;
     route.header.kind = kind;
-    route.header.destination_prefix_length = to.prefix();
+    route.header.destination_prefix_length = to.prefix_len();
     route.attributes = vec![
-        RouteAttribute::Destination(RouteAddress::Inet(to.first())),
+        RouteAttribute::Destination(RouteAddress::Inet(to.network())),
         RouteAttribute::Priority(identity.link_group()),
     ];
     route
@@ -48,7 +48,7 @@ pub(super) fn own(
 pub(super) fn lead_services(
     host: &Netlink,
     identity: &Identity,
-    services: Cidr,
+    services: Ipv4Net,
     node_address: Ipv4Addr,
 ) -> Result<(), NetworkError> {
     let mut route = own(identity, services, RouteType::Unicast, RouteScope::Link);
@@ -63,7 +63,7 @@ pub(super) fn lead_services(
 pub(super) fn refuse_strays(
     host: &Netlink,
     identity: &Identity,
-    cluster: Cidr,
+    cluster: Ipv4Net,
 ) -> Result<(), NetworkError> {
     let route = own(
         identity,
@@ -118,11 +118,11 @@ pub(super) fn all(host: &Netlink) -> Result<Vec<RouteMessage>, NetworkError> {
 }
 
 /// `None` for the default route.
-pub(super) fn destination(route: &RouteMessage) -> Option<Cidr> {
+pub(super) fn destination(route: &RouteMessage) -> Option<Ipv4Net> {
     route.attributes.iter().find_map(|a| match a {
         RouteAttribute::Destination(RouteAddress::Inet(address)) => {
             let prefix = route.header.destination_prefix_length;
-            Some(Cidr::containing(*address, prefix))
+            Some(Ipv4Net::new(*address, prefix).ok()?.trunc())
         }
         _ => None,
     })

@@ -27,16 +27,17 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 
 use super::NetworkError;
-use super::cidr::Cidr;
+use super::blocks::{nth, overlap};
 use super::netlink::{Netlink, Request};
 use super::nftables::{Field, Hook, Rule, Transaction};
 use super::node::{destinations, host_error, prepare};
 use super::veth::{add_route, bring_up, delete_group, delete_link, find_link, route_message};
 use crate::identity::Identity;
+use ipnet::Ipv4Net;
 
 /// The blocks that a segment is chosen from: the upper half of what is set aside for networks
 /// between a provider and its customers (RFC 6598), which no cluster uses for pods or services.
-const SEGMENTS: Cidr = Cidr::containing(Ipv4Addr::new(100, 96, 0, 0), 11);
+const SEGMENTS: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(100, 96, 0, 0), 11);
 const SEGMENT_PREFIX: u8 = 24;
 const LOOPBACK_INDEX: u32 = 1;
 /// A node's side of its uplink.
@@ -48,7 +49,7 @@ pub const MAX_NODES: u16 = 200;
 #[derive(Debug, Clone)]
 pub struct Segment {
     identity: Identity,
-    block: Cidr,
+    block: Ipv4Net,
 }
 
 impl Segment {
@@ -59,8 +60,8 @@ impl Segment {
     /// When the kernel refuses a step.
     pub fn open(
         identity: &Identity,
-        before: Option<Cidr>,
-        pods: Cidr,
+        before: Option<Ipv4Net>,
+        pods: Ipv4Net,
     ) -> Result<Self, NetworkError> {
         let host = Netlink::route().map_err(host_error("opening a netlink socket"))?;
         prepare(&host)?;
@@ -90,27 +91,27 @@ impl Segment {
     }
 
     /// The segment of a cluster that has one.
-    pub fn known(identity: &Identity, block: Cidr) -> Self {
+    pub fn known(identity: &Identity, block: Ipv4Net) -> Self {
         Self {
             identity: identity.clone(),
             block,
         }
     }
 
-    pub fn block(&self) -> Cidr {
+    pub fn block(&self) -> Ipv4Net {
         self.block
     }
 
     /// The host as its nodes see it.
     pub fn host_address(&self) -> Ipv4Addr {
         // A /24 has a first address.
-        self.block.nth(1).unwrap_or(self.block.first())
+        nth(self.block, 1).unwrap_or(self.block.network())
     }
 
     /// A node's address.
     pub fn address(&self, number: u16) -> Ipv4Addr {
         let offset = u32::from(number.min(MAX_NODES)) + 1;
-        self.block.nth(offset).unwrap_or(self.block.first())
+        nth(self.block, offset).unwrap_or(self.block.network())
     }
 
     /// Plugs a node in: its namespace and its uplink, as far as they are missing.
@@ -155,7 +156,7 @@ impl Segment {
                 .map_err(host_error("bringing up a node's link"))?;
         }
         let (address, gateway) = (self.address(number), self.host_address());
-        let prefix = self.block.prefix();
+        let prefix = self.block.prefix_len();
         in_namespace(&namespace, || {
             let inside = Netlink::route()?;
             let uplink = find_link(&inside, UPLINK)?;
@@ -282,10 +283,15 @@ fn lock(identity: &Identity) -> Result<File, NetworkError> {
     Ok(file)
 }
 
-fn choose(host: &Netlink, identity: &Identity, before: Option<Cidr>) -> Result<Cidr, NetworkError> {
+fn choose(
+    host: &Netlink,
+    identity: &Identity,
+    before: Option<Ipv4Net>,
+) -> Result<Ipv4Net, NetworkError> {
     let in_use = destinations(host)?;
-    let is_free = |block: &Cidr| !in_use.iter().any(|used| used.overlaps(block));
-    let mut candidates: Vec<_> = SEGMENTS.blocks(SEGMENT_PREFIX).collect();
+    let is_free = |block: &Ipv4Net| !in_use.iter().any(|used| overlap(used, block));
+    let candidates = SEGMENTS.subnets(SEGMENT_PREFIX).into_iter();
+    let mut candidates: Vec<_> = candidates.flatten().collect();
     let count = candidates.len();
     let start = u32::from_str_radix(identity.id(), 16).unwrap_or_default() as usize % count;
     candidates.rotate_left(start);
@@ -300,7 +306,7 @@ fn make_bridge(
     host: &Netlink,
     identity: &Identity,
     name: &str,
-    block: Cidr,
+    block: Ipv4Net,
 ) -> Result<(), NetworkError> {
     let doing = host_error("making the bridge");
     let mut message = LinkMessage::default();
@@ -314,9 +320,9 @@ fn make_bridge(
         .map_err(&doing)?;
     let made = find_link(host, name).map_err(&doing)?;
     let made = made.ok_or_else(|| doing(io::Error::from_raw_os_error(libc::ENODEV)))?;
-    let address = block.nth(1).unwrap_or(block.first());
+    let address = nth(block, 1).unwrap_or(block.network());
     host.apply(&[
-        add_network(made.index, address, block.prefix()),
+        add_network(made.index, address, block.prefix_len()),
         bring_up(made.index),
     ])
     .map_err(|refused| doing(refused.source))
@@ -367,7 +373,7 @@ fn take_down(index: u32) -> Request {
     Request::route(&RouteNetlinkMessage::SetLink(link), 0)
 }
 
-fn masquerade(table: &str, segment: Cidr, pods: Cidr) -> io::Result<()> {
+fn masquerade(table: &str, segment: Ipv4Net, pods: Ipv4Net) -> io::Result<()> {
     let leaving = Rule::default()
         .ipv4()
         .inside(Field::Source, segment)

@@ -119,7 +119,7 @@ impl Node {
     fn new() -> Self {
         let data = tempfile::tempdir().unwrap();
         let blocks = ClusterBlocks::choose(&Identity::of(data.path()).unwrap()).unwrap();
-        let node_cidr = blocks.pods.blocks(22).nth(1).unwrap();
+        let node_cidr = blocks.pods.subnets(22).unwrap().nth(1).unwrap();
         let config = NetworkConfig { blocks, node_cidr };
         Self { data, config }
     }
@@ -159,7 +159,7 @@ fn pods_reach_each_other_the_node_and_themselves() {
             .attach("uid-b", &b.path(), Vec::new())
             .await
             .unwrap();
-        assert!(network.cidr().contains(pod_a.ip) && network.cidr().contains(pod_b.ip));
+        assert!(network.cidr().contains(&pod_a.ip) && network.cidr().contains(&pod_b.ip));
 
         assert!(!has_ipv6(&pod_a.link) && !a.run(|| has_ipv6("eth0")));
 
@@ -311,7 +311,7 @@ fn two_clusters_share_a_host_and_each_purges_its_own() {
     on_new_host(async || {
         let (one, two) = (Node::new(), Node::new());
         let (network_one, network_two) = (one.network().await, two.network().await);
-        assert!(!network_one.cidr().overlaps(&network_two.cidr()));
+        assert!(!blocks::overlap(&network_one.cidr(), &network_two.cidr()));
         let (a, b) = (Namespace::new(), Namespace::new());
         network_one
             .attach("uid", &a.path(), Vec::new())

@@ -28,10 +28,10 @@ use skiff_images::Store;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use crate::net::Cidr;
 use crate::pod::events::{Events, Severity};
 use crate::reconnect::Reconnect;
 use host::Host;
+use ipnet::Ipv4Net;
 
 pub use host::host_address;
 pub(crate) use image_gc::Collector;
@@ -59,7 +59,7 @@ pub struct NodeConfig {
     /// Of the node's HTTPS endpoint.
     pub port: u16,
     /// The addresses that its pods have, if it had any: it asks for the same again.
-    pub pod_cidr: Option<Cidr>,
+    pub pod_cidr: Option<Ipv4Net>,
     pub max_pods: u32,
 }
 

@@ -9,7 +9,7 @@ use kube::api::PostParams;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
 
-use crate::net::Cidr;
+use ipnet::Ipv4Net;
 
 /// Where a node that registers says which block its pods use already.
 pub(super) const WANTED: &str = "skiff.dev/pod-cidr";
@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The node's `spec.podCIDR`; `new` is registered where the node is not in the API yet. While the API
 /// does not answer, an agent that ran here before goes on with the block it had.
-pub(crate) async fn pod_cidr(client: Client, new: Node, recorded: Option<Cidr>) -> Cidr {
+pub(crate) async fn pod_cidr(client: Client, new: Node, recorded: Option<Ipv4Net>) -> Ipv4Net {
     let asked = ask(client, new);
     match recorded {
         None => asked.await,
@@ -31,7 +31,7 @@ pub(crate) async fn pod_cidr(client: Client, new: Node, recorded: Option<Cidr>) 
     }
 }
 
-async fn ask(client: Client, new: Node) -> Cidr {
+async fn ask(client: Client, new: Node) -> Ipv4Net {
     let nodes: Api<Node> = Api::all(client);
     let mut reported = false;
     loop {
@@ -58,7 +58,7 @@ enum AskError {
     Ended,
 }
 
-async fn given(nodes: &Api<Node>, new: &Node) -> Result<Cidr, AskError> {
+async fn given(nodes: &Api<Node>, new: &Node) -> Result<Ipv4Net, AskError> {
     let name = new.metadata.name.clone().unwrap_or_default();
     let known = match nodes.get_opt(&name).await? {
         Some(node) => node,
@@ -80,7 +80,8 @@ async fn given(nodes: &Api<Node>, new: &Node) -> Result<Cidr, AskError> {
     Err(AskError::Ended)
 }
 
-fn block_of(node: &Node) -> Option<Cidr> {
+fn block_of(node: &Node) -> Option<Ipv4Net> {
     let NodeSpec { pod_cidr, .. } = node.spec.as_ref()?;
-    pod_cidr.as_ref()?.parse().ok()
+    let block: Ipv4Net = pod_cidr.as_ref()?.parse().ok()?;
+    Some(block.trunc())
 }

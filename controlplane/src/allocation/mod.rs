@@ -18,10 +18,11 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use serde_json::Value;
 
+use crate::blocks;
 use crate::cache::{Cache, Scope};
-use crate::cidr::Cidr;
 use crate::resources::FieldError;
 use crate::store::{Change, Key, Observer, Op};
+use ipnet::Ipv4Net;
 use pool::Pool;
 
 /// The Services' own shelf and key prefix.
@@ -31,7 +32,7 @@ const NODE_PORTS: std::ops::RangeInclusive<u32> = 30_000..=32_767;
 
 /// Gives Services their cluster addresses and node ports.
 pub struct ServiceAllocator {
-    block: Cidr,
+    block: Ipv4Net,
     state: Mutex<State>,
 }
 
@@ -78,7 +79,7 @@ impl Drop for Reservation {
 
 impl ServiceAllocator {
     /// With what the stored Services have.
-    pub fn load(block: Cidr, cache: &Cache) -> Arc<Self> {
+    pub fn load(block: Ipv4Net, cache: &Cache) -> Arc<Self> {
         let allocator = Self::new(block);
         for entry in cache.shelf(SERVICES).all(&Scope::everything()) {
             allocator.learn(&entry.key, Some(&entry.bytes));
@@ -86,8 +87,8 @@ impl ServiceAllocator {
         Arc::new(allocator)
     }
 
-    fn new(block: Cidr) -> Self {
-        let size = block.size();
+    fn new(block: Ipv4Net) -> Self {
+        let size = blocks::size(block);
         // Neither the network's address nor the broadcast address.
         let addresses = 1..=size.saturating_sub(2).max(1);
         Self {
@@ -196,7 +197,7 @@ impl State {
 
 /// The numbers, while one write takes what it needs.
 struct Taking<'a> {
-    block: Cidr,
+    block: Ipv4Net,
     state: parking_lot::MutexGuard<'a, State>,
     /// What the stored object has already.
     kept: Vec<Item>,
@@ -209,7 +210,7 @@ enum Denied {
     #[error("provided IP is already allocated")]
     AddressTaken,
     #[error("provided IP is not in the valid range. The range of valid IPs is {0}")]
-    AddressOutside(Cidr),
+    AddressOutside(Ipv4Net),
     #[error("provided port is already allocated")]
     PortTaken,
     #[error("provided port is not in the valid range. The range of valid ports is {0}-{1}")]
@@ -220,7 +221,7 @@ impl Taking<'_> {
     /// Takes this address, unless the Service has it.
     fn address(&mut self, address: Ipv4Addr) -> Result<(), Denied> {
         let outside = Denied::AddressOutside(self.block);
-        let Some(offset) = self.block.offset(address) else {
+        let Some(offset) = blocks::offset(self.block, address) else {
             return Err(outside);
         };
         if self.has(Item::Address(offset)) {
@@ -239,7 +240,7 @@ impl Taking<'_> {
     fn next_address(&mut self) -> Option<Ipv4Addr> {
         let offset = self.state.addresses.next()?;
         self.take(Item::Address(offset));
-        self.block.nth(offset)
+        blocks::nth(self.block, offset)
     }
 
     /// Takes this port, unless the Service has it.

@@ -7,19 +7,20 @@ use std::net::Ipv4Addr;
 use serde_json::{Value, json};
 
 use super::{Denied, Item, Refusal, Taking};
-use crate::cidr::Cidr;
+use crate::blocks;
 use crate::resources::error::invalid;
 use crate::resources::object::{at, integer, items_mut, list, text};
 use crate::resources::services::{
     has_cluster_address, has_health_check, has_node_ports, is_headless,
 };
+use ipnet::Ipv4Net;
 
 /// What a stored Service holds.
-pub(super) fn items(service: &Value, block: Cidr) -> Vec<Item> {
+pub(super) fn items(service: &Value, block: Ipv4Net) -> Vec<Item> {
     let addresses = list(service, "spec.clusterIPs").iter();
     let addresses = addresses
         .filter_map(|address| address.as_str()?.parse::<Ipv4Addr>().ok())
-        .filter_map(|address| block.offset(address))
+        .filter_map(|address| blocks::offset(block, address))
         .map(Item::Address);
     let mut items: Vec<Item> = addresses.collect();
     let ports = list(service, "spec.ports")

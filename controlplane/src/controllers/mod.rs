@@ -44,8 +44,8 @@ use kube::Client;
 pub use endpoints::Advertised;
 pub use informers::Informers;
 
-use crate::cidr::Cidr;
 use events::EventRecorder;
+use ipnet::Ipv4Net;
 use monitor::Monitor;
 use tasks::Tasks;
 
@@ -65,7 +65,7 @@ pub struct Config {
     /// The address of the Service `kube-dns`; without it there is none.
     pub cluster_dns: Option<Ipv4Addr>,
     /// Nodes get their pods' addresses from this block ...
-    pub cluster_cidr: Cidr,
+    pub cluster_cidr: Ipv4Net,
     /// ... in smaller ones of so many bits: 22 leaves room for 1,021 pods.
     pub node_prefix: u8,
     /// How long a node's lease may go without renewal before the node counts as unreachable.
@@ -87,12 +87,12 @@ pub struct Config {
 }
 
 impl Config {
-    pub fn new(root_ca: String, cluster_cidr: Cidr) -> Self {
+    pub fn new(root_ca: String, cluster_cidr: Ipv4Net) -> Self {
         Self {
             root_ca,
             cluster_dns: None,
             cluster_cidr,
-            node_prefix: 22.max(cluster_cidr.prefix()),
+            node_prefix: 22.max(cluster_cidr.prefix_len()),
             node_grace_period: Duration::from_secs(10),
             pod_quarantine: Duration::from_secs(40),
             terminated_pods: 12_500,

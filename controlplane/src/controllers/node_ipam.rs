@@ -18,7 +18,7 @@ use super::informer::{Informer, ObjectKey};
 use super::queue::WorkQueue;
 use super::runner::{self, Controller, Next};
 use super::tasks::Tasks;
-use crate::cidr::Cidr;
+use ipnet::Ipv4Net;
 
 /// Where a node says which block it had before.
 pub const WANTED: &str = "skiff.dev/pod-cidr";
@@ -27,7 +27,7 @@ pub(super) fn start(
     client: Client,
     informers: &Informers,
     events: &EventRecorder,
-    cluster: Cidr,
+    cluster: Ipv4Net,
     prefix: u8,
     tasks: &Tasks,
 ) {
@@ -106,22 +106,23 @@ impl NodeIpam {
     }
 }
 
-fn pod_cidr(node: &Node) -> Option<Cidr> {
+fn pod_cidr(node: &Node) -> Option<Ipv4Net> {
     let text = node.spec.as_ref()?.pod_cidr.as_deref()?;
-    text.parse().ok()
+    let block: Ipv4Net = text.parse().ok()?;
+    Some(block.trunc())
 }
 
 /// Who has which block.
 struct Blocks {
-    cluster: Cidr,
+    cluster: Ipv4Net,
     prefix: u8,
-    held: HashMap<Arc<str>, Cidr>,
+    held: HashMap<Arc<str>, Ipv4Net>,
     /// Where the search for the next free one begins.
     next: usize,
 }
 
 impl Blocks {
-    fn new(cluster: Cidr, prefix: u8) -> Self {
+    fn new(cluster: Ipv4Net, prefix: u8) -> Self {
         Self {
             cluster,
             prefix,
@@ -130,12 +131,14 @@ impl Blocks {
         }
     }
 
-    fn note(&mut self, node: &str, block: Cidr) {
+    /// Every block that a node may have, in order; none where the cluster's is too small.
+    fn all(&self) -> impl Iterator<Item = Ipv4Net> + use<> {
+        self.cluster.subnets(self.prefix).into_iter().flatten()
+    }
+
+    fn note(&mut self, node: &str, block: Ipv4Net) {
         if self.held.insert(node.into(), block) != Some(block)
-            && let Some(index) = self
-                .cluster
-                .blocks(self.prefix)
-                .position(|b| b.overlaps(&block))
+            && let Some(index) = self.all().position(|b| overlap(&b, &block))
         {
             self.next = self.next.max(index + 1);
         }
@@ -146,23 +149,20 @@ impl Blocks {
     }
 
     /// The block that the node has or wants, if that is free, or the next free one.
-    fn choose(&mut self, node: &str, wanted: Option<Cidr>) -> Option<Cidr> {
+    fn choose(&mut self, node: &str, wanted: Option<Ipv4Net>) -> Option<Ipv4Net> {
         if let Some(block) = self.held.get(node) {
             return Some(*block);
         }
-        let free = |block: &Cidr| !self.held.values().any(|held| held.overlaps(block));
-        let count = self.cluster.blocks(self.prefix).len();
-        let ours = |block: &Cidr| {
-            block.prefix() >= self.cluster.prefix() && self.cluster.contains(block.first())
-        };
+        let free = |block: &Ipv4Net| !self.held.values().any(|held| overlap(held, block));
+        let count = self.all().count();
+        let ours = |block: &Ipv4Net| self.cluster.contains(block);
         if let Some(block) = wanted.filter(ours).filter(free) {
             self.held.insert(node.into(), block);
             return Some(block);
         }
-        let all = || self.cluster.blocks(self.prefix);
         let (index, block) = (0..count)
             .map(|offset| (self.next + offset) % count)
-            .filter_map(|index| Some((index, all().nth(index)?)))
+            .filter_map(|index| Some((index, self.all().nth(index)?)))
             .find(|(_, block)| free(block))?;
         self.next = index + 1;
         self.held.insert(node.into(), block);
@@ -170,11 +170,15 @@ impl Blocks {
     }
 }
 
+fn overlap(one: &Ipv4Net, other: &Ipv4Net) -> bool {
+    one.contains(other) || other.contains(one)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn cidr(text: &str) -> Cidr {
+    fn cidr(text: &str) -> Ipv4Net {
         text.parse().unwrap()
     }
 

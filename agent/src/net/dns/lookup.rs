@@ -20,7 +20,7 @@ use super::message::{
 };
 use super::name::{Labels, Name};
 use super::zone::{Endpoint, Entry, Port, Service, ServiceKind, Slice, Zone};
-use crate::net::Cidr;
+use ipnet::Ipv4Net;
 
 /// Seconds that an answer may be kept, as CoreDNS' plugin has it by default: endpoints come and go.
 pub(super) const TTL: u32 = 5;
@@ -41,7 +41,7 @@ pub(super) struct Names {
     /// The service's address by which pods ask us.
     pub(super) address: Ipv4Addr,
     /// Blocks of addresses that nobody but the cluster has names for.
-    blocks: Vec<Cidr>,
+    blocks: Vec<Ipv4Net>,
 }
 
 /// Where the answer is to come from.
@@ -66,7 +66,7 @@ enum Found {
 }
 
 impl Names {
-    pub(super) fn new(domain: &Name, address: Ipv4Addr, blocks: Vec<Cidr>) -> Self {
+    pub(super) fn new(domain: &Name, address: Ipv4Addr, blocks: Vec<Ipv4Net>) -> Self {
         let under = |label: &[u8]| {
             let bytes = [label, domain.bytes()].concat();
             // Short labels in front of a domain that was read as a name.
@@ -167,7 +167,7 @@ impl Zone {
             return Outcome::Elsewhere;
         };
         let known = self.by_address.get(&address);
-        let ours = names.blocks.iter().find(|block| block.contains(address));
+        let ours = names.blocks.iter().find(|block| block.contains(&address));
         let asks = matches!(question.kind, kind::PTR | kind::ANY);
         let Some(keys) = known else {
             let Some(block) = ours else {
@@ -195,7 +195,9 @@ impl Zone {
             }
         }
         if !asks || !found {
-            let block = ours.copied().unwrap_or(Cidr::containing(address, 24));
+            let block = ours
+                .copied()
+                .unwrap_or(Ipv4Net::new_assert(address, 24).trunc());
             self.reverse_negative(names, question, block, reply);
         }
         Outcome::Answered
@@ -206,10 +208,10 @@ impl Zone {
         &self,
         names: &Names,
         question: &Question,
-        block: Cidr,
+        block: Ipv4Net,
         reply: &mut Reply<'_>,
     ) {
-        let octets = usize::from(block.prefix() / 8).min(3);
+        let octets = usize::from(block.prefix_len() / 8).min(3);
         let skipped = question.name.labels().take(4 - octets);
         let before: usize = skipped.map(|label| label.len() + 1).sum();
         let owner = Owner::At(QUESTION_NAME + before as u16);

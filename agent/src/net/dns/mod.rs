@@ -36,11 +36,11 @@ use std::sync::{Arc, PoisonError, RwLock};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::Cidr;
 use super::service_watch::{Change, Observer};
 use crate::logs::Watcher;
 use feed::Feed;
 use forward::Forwarder;
+use ipnet::Ipv4Net;
 use lookup::Names;
 use name::Name;
 use server::{Server, Sockets};
@@ -61,7 +61,7 @@ pub struct DnsConfig {
     /// The address of the cluster's DNS service, by which pods ask.
     pub cluster_address: Ipv4Addr,
     /// Blocks of pods' and services' addresses: no other server is asked for their names.
-    pub blocks: Vec<Cidr>,
+    pub blocks: Vec<Ipv4Net>,
     /// Names the host's resolvers; `/etc/resolv.conf` as a rule.
     pub resolv_conf: PathBuf,
     /// Where a copy of the cluster's names is kept.

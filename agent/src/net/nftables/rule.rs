@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::attributes::{Attributes, Verdict};
 use super::set::{Data, Element, Key, Leads, Set, Type};
-use crate::net::cidr::Cidr;
+use ipnet::Ipv4Net;
 
 /// `NFT_REG32_00`; each register has four bytes.
 const KEY: u32 = 8;
@@ -95,15 +95,15 @@ impl Rule {
     }
 
     /// An address is in the block.
-    pub(in crate::net) fn inside(self, address: Field, block: Cidr) -> Self {
+    pub(in crate::net) fn inside(self, address: Field, block: Ipv4Net) -> Self {
         self.masked(address, block)
-            .compare(Comparison::Equal, &block.first().octets())
+            .compare(Comparison::Equal, &block.network().octets())
     }
 
     /// An address is not in the block.
-    pub(in crate::net) fn outside(self, address: Field, block: Cidr) -> Self {
+    pub(in crate::net) fn outside(self, address: Field, block: Ipv4Net) -> Self {
         self.masked(address, block)
-            .compare(Comparison::NotEqual, &block.first().octets())
+            .compare(Comparison::NotEqual, &block.network().octets())
     }
 
     /// The source, or else the destination, is an address of this host.
@@ -153,8 +153,8 @@ impl Rule {
             .compare(Comparison::Equal, &group.to_ne_bytes())
     }
 
-    fn masked(self, address: Field, block: Cidr) -> Self {
-        self.key(&[address]).and(&block.mask().octets())
+    fn masked(self, address: Field, block: Ipv4Net) -> Self {
+        self.key(&[address]).and(&block.netmask().octets())
     }
 
     fn and(self, mask: &[u8; 4]) -> Self {

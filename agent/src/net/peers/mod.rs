@@ -31,11 +31,11 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::cidr::Cidr;
 use super::netlink::Netlink;
 use super::node::{self, host_error};
 use super::services::{Entry, Owner, Program, Target};
 use super::{Inner, NetworkError, routes};
+use ipnet::Ipv4Net;
 use monitor::Monitor;
 pub(super) use vxlan::OVERHEAD;
 use vxlan::{FarEnd, Tunnel};
@@ -52,7 +52,7 @@ pub(super) struct Peer {
     /// Its InternalIP.
     pub(super) address: Ipv4Addr,
     /// Its block.
-    pub(super) pods: Cidr,
+    pub(super) pods: Ipv4Net,
     /// What its condition says: one that is not can't be waited for.
     pub(super) ready: bool,
 }
@@ -192,7 +192,7 @@ impl Known {
 }
 
 fn peer(node: &Node) -> Option<Peer> {
-    let pods = node.spec.as_ref()?.pod_cidr.as_deref()?.parse().ok()?;
+    let pods: Ipv4Net = node.spec.as_ref()?.pod_cidr.as_deref()?.parse().ok()?;
     let addresses = node.status.as_ref()?.addresses.iter().flatten();
     let mut internal = addresses.filter(|a| a.type_ == "InternalIP");
     let address = internal.find_map(|a| a.address.parse().ok())?;
@@ -200,7 +200,7 @@ fn peer(node: &Node) -> Option<Peer> {
     let mut ready = conditions.filter(|c| c.type_ == "Ready");
     Some(Peer {
         address,
-        pods,
+        pods: pods.trunc(),
         ready: ready.any(|c| c.status == "True"),
     })
 }
@@ -262,7 +262,7 @@ impl Inner {
                 Way::None => {}
             }
         }
-        let mut wanted: HashMap<Cidr, RouteMessage> = direct
+        let mut wanted: HashMap<Ipv4Net, RouteMessage> = direct
             .iter()
             .map(|(peer, link)| (peer.pods, self.route_via(peer.pods, peer.address, *link)))
             .collect();
@@ -316,7 +316,7 @@ impl Inner {
             .map_err(host_error("telling nftables of the other nodes"))
     }
 
-    fn route_via(&self, pods: Cidr, gateway: Ipv4Addr, link: u32) -> RouteMessage {
+    fn route_via(&self, pods: Ipv4Net, gateway: Ipv4Addr, link: u32) -> RouteMessage {
         let scope = RouteScope::Universe;
         let mut route = routes::own(&self.identity, pods, RouteType::Unicast, scope);
         route.attributes.extend([
@@ -342,7 +342,7 @@ impl Inner {
     fn put_routes(
         &self,
         host: &Netlink,
-        wanted: HashMap<Cidr, RouteMessage>,
+        wanted: HashMap<Ipv4Net, RouteMessage>,
     ) -> Result<(), NetworkError> {
         let standing = [self.blocks.services, self.blocks.pods];
         let mut there = HashMap::new();

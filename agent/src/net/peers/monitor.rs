@@ -12,9 +12,9 @@ use nix::sys::socket::{
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::net::cidr::Cidr;
 use crate::net::netlink::{RECEIVE_BYTES, split_message};
 use crate::net::routes;
+use ipnet::Ipv4Net;
 
 /// `RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR` and `RTMGRP_IPV4_ROUTE`.
 const GROUPS: u32 = 0x1 | 0x10 | 0x40;
@@ -23,13 +23,13 @@ const GROUPS: u32 = 0x1 | 0x10 | 0x40;
 pub(super) struct Monitor {
     socket: AsyncFd<OwnedFd>,
     /// Links and routes of this node's own pods are of no interest.
-    own_pods: Cidr,
+    own_pods: Ipv4Net,
     pod_links: String,
     tunnel: String,
 }
 
 impl Monitor {
-    pub(super) fn open(own_pods: Cidr, pod_links: String, tunnel: String) -> io::Result<Self> {
+    pub(super) fn open(own_pods: Ipv4Net, pod_links: String, tunnel: String) -> io::Result<Self> {
         let fd = socket(
             AddressFamily::Netlink,
             SockType::Raw,
@@ -98,7 +98,7 @@ impl Monitor {
             }
             Message::NewRoute(route) | Message::DelRoute(route) => {
                 let to = routes::destination(route);
-                to.is_none_or(|to| !self.own_pods.contains(to.first()))
+                to.is_none_or(|to| !self.own_pods.contains(&to.network()))
             }
             Message::NewAddress(_) | Message::DelAddress(_) => true,
             _ => false,

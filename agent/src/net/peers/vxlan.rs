@@ -16,9 +16,9 @@ use netlink_packet_route::neighbour::{
 use netlink_packet_route::route::RouteType;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use crate::net::cidr::Cidr;
 use crate::net::netlink::{Netlink, Request};
 use crate::net::veth::{bring_up, delete_link, find_link, leave_out_ipv6, link_message};
+use ipnet::Ipv4Net;
 
 /// Linux's own default, and flannel's: what firewalls between nodes let through already.
 const PORT: u16 = 8472;
@@ -30,7 +30,7 @@ pub(in crate::net) const OVERHEAD: u32 = 50;
 pub(super) struct Tunnel {
     pub(super) name: String,
     pub(super) group: u32,
-    pub(super) cluster: Cidr,
+    pub(super) cluster: Ipv4Net,
     /// This node in the pod network.
     pub(super) node_address: Ipv4Addr,
     /// Where the other nodes reach this one.
@@ -112,7 +112,7 @@ impl Tunnel {
             LinkAttribute::LinkInfo(vec![
                 LinkInfo::Kind(InfoKind::Vxlan),
                 LinkInfo::Data(InfoData::Vxlan(vec![
-                    InfoVxlan::Id(self.cluster.first().to_bits() >> 8),
+                    InfoVxlan::Id(self.cluster.network().to_bits() >> 8),
                     InfoVxlan::Local(self.local),
                     InfoVxlan::Port(PORT),
                     InfoVxlan::Learning(false),

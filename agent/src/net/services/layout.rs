@@ -16,10 +16,10 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use super::program::{Chain, Entry, Frontend, Target};
-use crate::net::cidr::Cidr;
 use crate::net::nftables::{
     Data, Element, Field, Hook, Key, Leads, Rule, Set, Transaction, Type, Verdict,
 };
+use ipnet::Ipv4Net;
 
 const SERVICE_IPS: &str = "service-ips";
 const SERVICE_PORTS: &str = "service-node-ports";
@@ -35,16 +35,16 @@ const PEERS: &str = "peers";
 
 const BY_ADDRESS: &[Type] = &[Type::Address, Type::Protocol, Type::Port];
 const BY_PORT: &[Type] = &[Type::Protocol, Type::Port];
-const LOOPBACK: Cidr = Cidr::containing(Ipv4Addr::new(127, 0, 0, 0), 8);
+const LOOPBACK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
 /// Clients that one port of a service remembers.
 const AFFINITY_SIZE: u32 = 65_536;
 
 /// What the table's fixed part depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::net) struct Blocks {
-    pub(in crate::net) cluster: Cidr,
-    pub(in crate::net) services: Cidr,
-    pub(in crate::net) node: Cidr,
+    pub(in crate::net) cluster: Ipv4Net,
+    pub(in crate::net) services: Ipv4Net,
+    pub(in crate::net) node: Ipv4Net,
     pub(in crate::net) node_address: Ipv4Addr,
     /// The group of the pods' links.
     pub(in crate::net) link_group: u32,
@@ -235,7 +235,8 @@ pub(super) fn rules(name: &str, chain: &Chain, blocks: &Blocks) -> Vec<Rule> {
             rules
         }
         Chain::Gate { sources, to } => {
-            let from = |range: &Cidr| Rule::default().inside(Field::Source, *range).then(goto(to));
+            let from =
+                |range: &Ipv4Net| Rule::default().inside(Field::Source, *range).then(goto(to));
             let others = Rule::default().then(Verdict::Drop);
             sources.iter().map(from).chain([others]).collect()
         }

@@ -14,7 +14,7 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 
 use super::program::{Chain, Entry, Frontend, Program, Protocol, Target};
-use crate::net::cidr::Cidr;
+use ipnet::Ipv4Net;
 
 /// The affinity of a client that does not say how long.
 const DEFAULT_AFFINITY: i32 = 10_800;
@@ -25,7 +25,7 @@ pub(super) struct Service {
     cluster_ips: Vec<Ipv4Addr>,
     external_ips: Vec<Ipv4Addr>,
     load_balancers: Vec<Ipv4Addr>,
-    source_ranges: Vec<Cidr>,
+    source_ranges: Vec<Ipv4Net>,
     ports: Vec<Port>,
     affinity: Option<Duration>,
     internal_local: bool,
@@ -88,7 +88,8 @@ impl Service {
                 .load_balancer_source_ranges
                 .iter()
                 .flatten()
-                .filter_map(|range| range.trim().parse().ok())
+                .filter_map(|range| range.trim().parse::<Ipv4Net>().ok())
+                .map(|range| range.trunc())
                 .collect(),
             ports: spec.ports.iter().flatten().filter_map(port).collect(),
             affinity: affinity.then(|| Duration::from_secs(u64::try_from(seconds).unwrap_or(1))),
@@ -103,7 +104,7 @@ impl Service {
         &self,
         name: &str,
         slices: impl Iterator<Item = &'a Slice> + Clone,
-        own_pods: Cidr,
+        own_pods: Ipv4Net,
         zone: &str,
     ) -> Program {
         let mut program = Program::default();
@@ -126,7 +127,7 @@ impl Service {
     }
 
     /// The same, with a socket of this node in the place of the endpoints.
-    pub(super) fn local_program(&self, name: &str, to: SocketAddrV4, own_pods: Cidr) -> Program {
+    pub(super) fn local_program(&self, name: &str, to: SocketAddrV4, own_pods: Ipv4Net) -> Program {
         let ports = self.ports.iter().map(|port| SlicePort {
             name: port.name.clone(),
             protocol: port.protocol,
@@ -399,9 +400,9 @@ struct PortProgram<'a> {
 }
 
 impl PortProgram<'_> {
-    fn write(&mut self, own_pods: Cidr) {
+    fn write(&mut self, own_pods: Ipv4Net) {
         for endpoint in self.endpoints.reachable() {
-            if own_pods.contains(*endpoint.ip()) {
+            if own_pods.contains(endpoint.ip()) {
                 let entry = Entry::Hairpin(*endpoint.ip());
                 self.program.entries.insert(entry, Target::Present);
             }

@@ -24,7 +24,7 @@ fn slice(port: &str, endpoints: Value) -> Slice {
     Slice::read(&serde_json::from_value(object).unwrap(), "here").unwrap()
 }
 
-fn own_pods() -> Cidr {
+fn own_pods() -> Ipv4Net {
     "10.42.0.0/22".parse().unwrap()
 }
 

@@ -9,7 +9,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::net::cidr::Cidr;
+use ipnet::Ipv4Net;
 
 /// Who asks. The first in this order wins where two ask for the same entry.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -133,7 +133,7 @@ pub(in crate::net) enum Chain {
         local: Option<Arc<str>>,
     },
     /// From these sources on, from others nowhere.
-    Gate { sources: Vec<Cidr>, to: Arc<str> },
+    Gate { sources: Vec<Ipv4Net>, to: Arc<str> },
 }
 
 /// What one owner asks for.

@@ -17,8 +17,8 @@ use super::model::{EndpointState, Service, Slice};
 use super::program::{Owner, Program, ServiceName};
 use super::tables::{Outcome, Tables};
 use super::withdrawal::{Served, Withdrawal};
-use crate::net::cidr::Cidr;
 use crate::net::service_watch::{Change, ObjectName, Observer};
+use ipnet::Ipv4Net;
 
 /// Another proxy takes care of what carries this label.
 const OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
@@ -122,11 +122,15 @@ pub(crate) struct ServiceProxy {
     services: Arc<Services>,
     known: Arc<Mutex<Known>>,
     changed: Arc<Notify>,
-    own_pods: Cidr,
+    own_pods: Ipv4Net,
 }
 
 impl ServiceProxy {
-    pub(in crate::net) fn new(services: Arc<Services>, node_name: String, own_pods: Cidr) -> Self {
+    pub(in crate::net) fn new(
+        services: Arc<Services>,
+        node_name: String,
+        own_pods: Ipv4Net,
+    ) -> Self {
         Self {
             services,
             known: Arc::new(Mutex::new(Known::new(node_name))),
@@ -351,7 +355,7 @@ impl Known {
     pub(in crate::net) fn updates(
         &mut self,
         local: &HashMap<ServiceName, SocketAddrV4>,
-        own_pods: Cidr,
+        own_pods: Ipv4Net,
     ) -> Vec<(Owner, Option<Program>)> {
         let program = |name: &ServiceName| {
             let service = self.services.get(name)?;

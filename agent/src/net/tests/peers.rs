@@ -24,7 +24,7 @@ impl Host {
             data: tempfile::tempdir().unwrap(),
             config: NetworkConfig {
                 blocks,
-                node_cidr: blocks.pods.blocks(22).nth(number).unwrap(),
+                node_cidr: blocks.pods.subnets(22).unwrap().nth(number).unwrap(),
             },
         };
         let network = namespace.block_on(|| node.network());
@@ -172,7 +172,7 @@ fn nodes_on_one_link_route_directly() {
     let routes = a
         .namespace
         .run(|| routes::all(&Netlink::route().unwrap()).unwrap());
-    let foreign: Cidr = "198.51.100.0/24".parse().unwrap();
+    let foreign: ipnet::Ipv4Net = "198.51.100.0/24".parse().unwrap();
     assert!(
         routes
             .iter()

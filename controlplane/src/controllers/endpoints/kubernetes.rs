@@ -12,12 +12,13 @@ use serde_json::{Value, json};
 
 use super::mirror::SKIP;
 use super::slices::SERVICE_NAME;
-use crate::cidr::Cidr;
+use crate::blocks;
 use crate::controllers::Informers;
 use crate::controllers::informer::{Informer, ObjectKey};
 use crate::controllers::queue::WorkQueue;
 use crate::controllers::runner::{self, Controller, Next};
 use crate::controllers::tasks::Tasks;
+use ipnet::Ipv4Net;
 
 const NAMESPACE: &str = "default";
 const NAME: &str = "kubernetes";
@@ -28,13 +29,13 @@ pub struct Advertised {
     /// Where it listens for them; `None` when pods can't reach it.
     pub address: Option<SocketAddrV4>,
     /// The Services' block: the first address is this one's.
-    pub services: Cidr,
+    pub services: Ipv4Net,
 }
 
 impl Advertised {
     /// The Service itself.
     pub(crate) fn service(&self) -> Value {
-        let address = self.services.nth(1).map(|address| address.to_string());
+        let address = blocks::nth(self.services, 1).map(|address| address.to_string());
         let target = self.address.map_or(6443, |address| address.port());
         json!({
             "apiVersion": "v1",
