@@ -19,6 +19,7 @@ mod data_plane;
 mod deployment;
 mod dns;
 mod drills_api;
+mod drills_container;
 mod drills_network;
 mod drills_restarts;
 mod durability;

@@ -30,7 +30,7 @@ fn private_registry(scratch: &Path) -> (DebianRegistry, PathBuf) {
     (registry, config)
 }
 
-fn push(registry: &DebianRegistry, access: &Access<'_>) {
+pub(crate) fn push(registry: &DebianRegistry, access: &Access<'_>) {
     let archive = images::demonstration().join("nginx.tar");
     let mut copy = Command::new("skopeo");
     copy.args([
