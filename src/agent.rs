@@ -79,6 +79,9 @@ async fn serve(args: AgentArgs, data_dir: &DataDir) -> anyhow::Result<()> {
     skiff_agent::runtime::preflight::check(data_dir.path()).await?;
     let mut signals = StopSignals::listen()?;
     restart::inherit()?;
+    skiff_agent::drill::finish_crash(data_dir.identity())
+        .await
+        .context("cannot end what a drill has crashed")?;
     signals.unless(restart::turn()).await?;
     let (node, upkeep, mut agent) = signals.unless(start(args, data_dir)).await?;
     let upkeep = tokio::spawn(upkeep.run());

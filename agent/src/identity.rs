@@ -53,6 +53,11 @@ impl Identity {
         self.agent_root().join("pods")
     }
 
+    /// `<data>/agent/bin`: the shim's executable.
+    pub fn shims_dir(&self) -> PathBuf {
+        self.agent_root().join("bin")
+    }
+
     /// `<data>/agent/drills`
     pub fn drills_dir(&self) -> PathBuf {
         self.agent_root().join("drills")

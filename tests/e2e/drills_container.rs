@@ -296,9 +296,10 @@ fn a_container_that_hangs_goes_on_when_it_may_or_is_restarted_by_its_probe() {
     entered.kill().expect("SIGKILL");
     entered.wait().expect("its end");
 
-    let probe =
-        "livenessProbe: {exec: {command: [\"true\"]}, periodSeconds: 1, failureThreshold: 2}";
-    let pod = run_pod(&mut cluster, "probed", probe);
+    let probe = "livenessProbe: {exec: {command: [sh, -c, \"rm -f /alive; sleep 0.5; test -e /alive\"]}, periodSeconds: 1, timeoutSeconds: 5, failureThreshold: 2}";
+    let lively = "trap 'exit 0' TERM; while :; do touch /alive; sleep 0.1; done";
+    cluster.apply(&shell_pod("probed", lively, "", probe));
+    let pod = cluster.until_ready("probed");
     begin(
         &mut cluster,
         "probed",
@@ -632,4 +633,85 @@ fn an_agent_that_is_restarted_leaves_its_pods_alone() {
     assert!(Path::new(&format!("/proc/{server}")).exists());
     assert_eq!(cluster.container_pid("steady", "main"), main);
     until_forgotten(&cluster);
+}
+
+/// `skiff agent` beside a control plane; it and all of its node end with this.
+struct Guest {
+    agent: std::process::Child,
+    data: PathBuf,
+}
+
+impl Guest {
+    fn join(cluster: &Cluster) -> Self {
+        let data = cluster.scratch().join("agent");
+        fs::create_dir(&data).expect("a directory");
+        let busybox = images::demonstration().join("busybox.tar");
+        let guest = |args: &[&str]| {
+            let mut skiff = std::process::Command::new(env!("CARGO_BIN_EXE_skiff"));
+            skiff.args(args).arg("--data-dir").arg(&data);
+            skiff
+        };
+        let imported = guest(&["image", "import"]).arg(busybox).output();
+        crate::cluster::succeeded("skiff image import", &imported.expect("skiff starts"));
+        let token = crate::joining::token(cluster, "1h");
+        let agent = crate::joining::agent(cluster, Some(&token))
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .expect("skiff starts");
+        Self { agent, data }
+    }
+
+    fn skiff(&self, command: &str) -> std::process::Output {
+        std::process::Command::new(env!("CARGO_BIN_EXE_skiff"))
+            .args(command.split(' '))
+            .arg("--data-dir")
+            .arg(&self.data)
+            .output()
+            .expect("skiff starts")
+    }
+
+    /// The main process of the only container.
+    fn container_pid(&self) -> i32 {
+        let listed = crate::cluster::succeeded("skiff ps", &self.skiff("ps -o json"));
+        let listed: Value = serde_json::from_str(&listed).expect("JSON");
+        listed[0]["pid"].as_i64().expect("a process") as i32
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let _ = self.agent.kill();
+        let _ = self.agent.wait();
+        let _ = self.skiff("down --purge");
+    }
+}
+
+#[test]
+fn a_host_that_crashes_comes_back_by_itself() {
+    let mut cluster = Cluster::server(&[]);
+    let mut guest = Guest::join(&cluster);
+    crate::nodes::until_ready_is(&mut cluster, "guest", "True");
+    run_pod(&mut cluster, "passenger", "");
+    let main = guest.container_pid();
+    let crash = json!({"type": "CrashNode", "node": "guest"});
+    begin(&mut cluster, "crash", &crash, 8);
+    until_phase(&mut cluster, "crash", "Active");
+    wait::until("the container is gone", || {
+        (!Path::new(&format!("/proc/{main}")).exists()).then_some(())
+    });
+    crate::nodes::until_ready_is(&mut cluster, "guest", "Unknown");
+    let identity = skiff_agent::identity::Identity::of(&guest.data).expect("an identity");
+    let mut left = crate::host::traces(&identity);
+    left.retain(|trace| !trace.contains(&guest.agent.id().to_string()));
+    assert_eq!(left, Vec::<String>::new());
+
+    until_phase(&mut cluster, "crash", "Ended");
+    crate::nodes::until_ready_is(&mut cluster, "guest", "True");
+    assert!(
+        guest.agent.try_wait().expect("its state").is_none(),
+        "it is the same process"
+    );
+    cluster.until_pod("passenger", "started anew", |pod| {
+        container_status(pod)["restartCount"].as_i64() >= Some(1) && crate::cluster::is_ready(pod)
+    });
 }

@@ -10,7 +10,7 @@ use crate::cluster::Cluster;
 use crate::nodes::until_ready_is;
 use crate::wait;
 
-fn agent(cluster: &Cluster, token: Option<&str>) -> Command {
+pub(crate) fn agent(cluster: &Cluster, token: Option<&str>) -> Command {
     agent_of(&format!("https://{}", cluster.address()), cluster, token)
 }
 
@@ -35,7 +35,7 @@ fn agent_of(server: &str, cluster: &Cluster, token: Option<&str>) -> Command {
 }
 
 /// A token of the cluster.
-fn token(cluster: &Cluster, ttl: &str) -> String {
+pub(crate) fn token(cluster: &Cluster, ttl: &str) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_skiff"))
         .args(["token", "create", "-o", "json", "--ttl", ttl, "--data-dir"])
         .arg(cluster.data_dir())

@@ -30,6 +30,7 @@ pub(crate) mod site;
 mod target;
 mod worker;
 
+pub use faults::finish_crash;
 pub use heal::{HealError, ask_to_heal, heal_in_place, open_tasks};
 pub(crate) use runner::Runner;
 pub(crate) use site::{Scene, Site, Surroundings};

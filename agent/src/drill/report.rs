@@ -169,3 +169,107 @@ async fn insist(tasks: &dyn Tasks, task: &DrillTask, news: News<'_>) -> Told {
         tokio::time::sleep(pause).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use skiff_dev::TaskPhase;
+
+    use super::*;
+
+    /// An API that fails a number of times before it takes anything.
+    #[derive(Default)]
+    struct Flaky {
+        failures: Mutex<Vec<u16>>,
+        told: Mutex<Vec<TaskPhase>>,
+        released: Mutex<bool>,
+        gone: bool,
+    }
+
+    impl Flaky {
+        fn answer(&self) -> Result<Told, kube::Error> {
+            match self.failures.lock().unwrap().pop() {
+                Some(0) => Err(kube::Error::LinesCodecMaxLineLengthExceeded),
+                Some(code) => {
+                    let status = kube::core::Status {
+                        code,
+                        ..kube::core::Status::default()
+                    };
+                    Err(kube::Error::Api(status.boxed()))
+                }
+                None if self.gone => Ok(Told::Gone),
+                None => Ok(Told::Done),
+            }
+        }
+    }
+
+    #[async_trait]
+    impl Tasks for Flaky {
+        async fn put_status(
+            &self,
+            _: &DrillTask,
+            status: &DrillTaskStatus,
+        ) -> Result<Told, kube::Error> {
+            let told = self.answer()?;
+            self.told.lock().unwrap().push(status.phase);
+            Ok(told)
+        }
+
+        async fn release(&self, _: &DrillTask) -> Result<Told, kube::Error> {
+            let told = self.answer()?;
+            *self.released.lock().unwrap() = true;
+            Ok(told)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn news_wait_for_an_api_that_is_away() {
+        let api = Flaky {
+            failures: Mutex::new(vec![0, 503, 409, 403, 0]),
+            ..Flaky::default()
+        };
+        let progress = Progress::new(DrillTaskStatus::default());
+        progress.update(|status| status.phase = TaskPhase::Ended);
+        let told = progress.tell_now(&api, &DrillTask::default()).await;
+        assert_eq!(told, Told::Done);
+        assert_eq!(*api.told.lock().unwrap(), [TaskPhase::Ended]);
+        api.failures.lock().unwrap().extend([0, 500]);
+        release(&api, &DrillTask::default()).await;
+        assert!(*api.released.lock().unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_the_newest_is_told_and_nothing_twice() {
+        let api = Flaky::default();
+        let progress = Progress::new(DrillTaskStatus::default());
+        let task = DrillTask::default();
+        let telling = progress.tell(&api, &task);
+        let changing = async {
+            // What is known already is not told.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            assert_eq!(*api.told.lock().unwrap(), []);
+            progress.update(|status| status.phase = TaskPhase::Failed);
+            progress.update(|status| status.phase = TaskPhase::Active);
+            progress.update(|_| {});
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        };
+        tokio::select! {
+            () = telling => panic!("it is not gone"),
+            () = changing => {}
+        }
+        assert_eq!(*api.told.lock().unwrap(), [TaskPhase::Active]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_is_gone_needs_no_news() {
+        let api = Flaky {
+            gone: true,
+            ..Flaky::default()
+        };
+        let progress = Progress::new(DrillTaskStatus::default());
+        progress.update(|status| status.phase = TaskPhase::Active);
+        progress.tell(&api, &DrillTask::default()).await;
+        assert_eq!(*api.told.lock().unwrap(), [TaskPhase::Active]);
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -97,6 +98,12 @@ impl Process {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         let (began, doing) = parse_stat(&stat)?;
         Some((Self { pid, began }, doing))
+    }
+
+    /// Whether its program is in a directory.
+    pub(super) fn executes_in(self, directory: &Path) -> bool {
+        let program = fs::read_link(format!("/proc/{}/exe", self.pid));
+        program.is_ok_and(|program| program.starts_with(directory))
     }
 
     pub(super) fn signal(self, signal: Signal) {

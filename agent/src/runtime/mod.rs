@@ -67,7 +67,7 @@ impl Runtime {
             let pods = run_dir.join("pods");
             std::fs::create_dir_all(&pods).map_err(RuntimeError::io("making", &pods))?;
             make_private(&run_dir).map_err(RuntimeError::io("separating mounts in", &run_dir))?;
-            let shim = launch::install(&identity.agent_root().join("bin"))?;
+            let shim = launch::install(&identity.shims_dir())?;
             Ok(Self {
                 inner: Arc::new(Inner {
                     identity,

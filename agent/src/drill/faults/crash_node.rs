@@ -5,13 +5,17 @@
 
 use async_trait::async_trait;
 use k8s_openapi::jiff::Timestamp;
+use skiff_dev::Action;
 
 use super::restart_agent::Ending;
 use crate::drill::fault::{Fault, FaultError, Order};
 use crate::drill::helper::blocking;
+use crate::drill::journal::{Journal, Stage};
 use crate::drill::report::Progress;
 use crate::drill::site::{Scene, Site};
 use crate::identity::Identity;
+use crate::net::Network;
+use crate::purge::{PurgeError, unmount_volumes};
 use crate::runtime::{self, RuntimeError};
 
 pub(crate) struct CrashNode {
@@ -50,11 +54,8 @@ impl Fault for CrashNode {
     ) -> Result<Timestamp, FaultError> {
         match ending.happened(scene) {
             Some(at) => Ok(at),
-            None => {
-                let identity = scene.site.identity.clone();
-                blocking(move || end_everything(&identity)).await?;
-                Err(FaultError::Restart(scene.hooks.restart_at(order.until)))
-            }
+            // The rest is its successor's: see `finish_crash`.
+            None => Err(FaultError::Restart(scene.hooks.restart_at(order.until))),
         }
     }
 
@@ -67,10 +68,27 @@ impl Fault for CrashNode {
     }
 }
 
-/// Ends all shims and containers, asking nobody, and unmounts the volumes. Links go with the pods' namespaces. Blocking.
-fn end_everything(identity: &Identity) -> Result<(), RuntimeError> {
-    runtime::purge_blocking(identity)?;
-    let pods = identity.pods_dir();
-    crate::purge::unmount_volumes(identity)
-        .map_err(RuntimeError::io("unmounting the volumes in", pods))
+/// Ends everything of the node if a drill says that it has crashed: for an agent that starts, before it waits. Without one of
+/// its predecessor's, so that nobody is there who would start anew what ends.
+///
+/// # Errors
+/// What could not be ended; the rest is.
+pub async fn finish_crash(identity: &Identity) -> Result<(), PurgeError> {
+    let journal = Journal::of(identity);
+    let entries = blocking(move || journal.entries()).await;
+    let failed = |source| RuntimeError::io("reading", identity.drills_dir())(source);
+    let crashed = entries.map_err(failed)?.into_iter().any(|entry| {
+        let action = &entry.task.spec.action;
+        let lasts = entry.task.spec.until.0 > Timestamp::now();
+        entry.stage == Stage::Open && lasts && matches!(action, Action::CrashNode { .. })
+    });
+    if !crashed {
+        return Ok(());
+    }
+    let containers = runtime::purge(identity.clone()).await;
+    let node = identity.clone();
+    let volumes = blocking(move || unmount_volumes(&node)).await;
+    Network::purge(identity.clone()).await?;
+    containers?;
+    volumes.map_err(PurgeError::Volumes)
 }

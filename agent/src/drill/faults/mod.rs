@@ -15,6 +15,7 @@ mod write;
 
 pub(super) use burn_cpu::BurnCpu;
 pub(super) use crash_node::CrashNode;
+pub use crash_node::finish_crash;
 pub(super) use exhaust_memory::ExhaustMemory;
 pub(super) use fill_disk::FillDisk;
 pub(super) use kill_container::KillContainer;

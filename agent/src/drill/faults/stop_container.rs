@@ -1,7 +1,9 @@
 //! SIGSTOP to every process of a container, SIGCONT to undo it.
 //!
 //! A process that is stopped can't start others, so a few rounds reach all of them. Others may be put into the container
-//! later, by `exec` and by probes: they are stopped too, as everything in a container that hangs.
+//! later, by `exec` and by probes: they are stopped too, as everything in a container that hangs. The shim's children, which
+//! are among them until they execute a program, are not: they are the runtime's, and a container whose shim waits
+//! for a child that is stopped can't end.
 
 use std::time::{Duration, Instant};
 
@@ -114,9 +116,10 @@ fn stop_all(site: &Site, group: &str) -> Result<(), FaultError> {
 
 /// One of the processes that still ran, if any did.
 fn signal_those_that_run(site: &Site, group: &str) -> Option<Process> {
+    let runtime = site.identity.shims_dir();
     let mut found = None;
     for (process, doing) in processes(site, group) {
-        if doing == Doing::Runs {
+        if doing == Doing::Runs && !process.executes_in(&runtime) {
             process.signal(Signal::SIGSTOP);
             found = Some(process);
         }

@@ -69,6 +69,7 @@ impl Hoard {
         self.chunks.push(std::hint::black_box(chunk));
     }
 
+    #[cfg(test)]
     fn bytes(&self) -> u64 {
         self.chunks.len() as u64 * CHUNK
     }
