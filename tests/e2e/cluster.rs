@@ -138,6 +138,21 @@ impl Cluster {
         cluster
     }
 
+    /// A control plane whose nodes are other processes on this host. Their blocks of addresses are
+    /// of the port's own: a control plane chooses them without looking what others on this host have.
+    pub(crate) fn server_of_this_host() -> Self {
+        let mut cluster = Self::new();
+        cluster.command = "server";
+        let block = 100 + cluster.port.number % 70 * 2;
+        let blocks = format!(
+            r#"{{"clusterCIDR": "10.{block}.0.0/16", "serviceCIDR": "10.{}.0.0/16"}}"#,
+            block + 1
+        );
+        fs::write(cluster.data_dir().join("blocks.json"), blocks).expect("a file");
+        cluster.up();
+        cluster
+    }
+
     /// The data directory of a node of `up --nodes`.
     pub(crate) fn node_dir(&self, node: &str) -> PathBuf {
         self.data_dir().join("nodes").join(node)
