@@ -160,7 +160,13 @@ impl Facts<'_> {
         let course = &self.active.course;
         let seen = course.moments().iter().cloned();
         moments.extend(seen.chain(course.event_moments()));
-        moments.retain(|moment| moment.at >= injected);
+        // A request that was under way when the fault came was sent before it.
+        let timeout = self.plan.probe.as_ref().map(|probe| probe.timeout.0);
+        let under_way = injected - timeout.unwrap_or_default();
+        moments.retain(|moment| match moment.event.as_str() {
+            "firstFailedProbe" | "lastFailedProbe" => moment.at >= under_way,
+            _ => moment.at >= injected,
+        });
         moments
     }
 
