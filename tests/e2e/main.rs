@@ -20,6 +20,7 @@ mod deployment;
 mod dns;
 mod drills_api;
 mod drills_container;
+mod drills_honest;
 mod drills_network;
 mod drills_restarts;
 mod durability;
