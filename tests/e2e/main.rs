@@ -18,6 +18,7 @@ mod crashes;
 mod data_plane;
 mod deployment;
 mod dns;
+mod drills;
 mod drills_api;
 mod drills_container;
 mod drills_honest;

@@ -16,6 +16,8 @@ mod acts;
 mod conduct;
 mod course;
 mod history;
+#[cfg(test)]
+mod made_up;
 mod membership;
 mod observe;
 mod plan;

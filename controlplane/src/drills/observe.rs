@@ -57,6 +57,23 @@ pub(super) struct Act {
     pub(super) refused: Option<String>,
 }
 
+#[cfg(test)]
+impl Active {
+    /// Of a drill that nobody follows.
+    pub(super) fn made_up(course: Course) -> Self {
+        Self {
+            uid: String::new(),
+            course,
+            acts: BTreeMap::new(),
+            written: None,
+            probe_seen: None,
+            concluding: None,
+            service: None,
+            events: Tasks::default(),
+        }
+    }
+}
+
 impl Drop for Active {
     fn drop(&mut self) {
         self.events.cancel();

@@ -241,5 +241,13 @@ pub(super) fn healed(situation: &Situation<'_>) -> Condition {
     for victim in situation.hit.iter().filter(|victim| victim.pod.is_none()) {
         last = last.max(whole_node(situation, victim)?);
     }
+    for name in &situation.plan.uncordon {
+        let node = situation.course.node(name);
+        let since = node.and_then(|node| node.schedulable_since());
+        last = last.max(since.ok_or_else(|| format!("node/{name} is cordoned"))?);
+    }
     Ok(last)
 }
+
+#[cfg(test)]
+mod tests;

@@ -65,8 +65,9 @@ impl Facts<'_> {
         let detected = self.detected(injected);
         status.time_to_detect = detected.as_ref().map(|moment| seconds(moment.at, injected));
         moments.extend(detected);
-        // Of two that happened at once, the one that was noted first stays first.
-        moments.sort_by_key(|moment| moment.at);
+        // To the millisecond, as they are told.
+        let told = |moment: &Moment| (seconds(moment.at, injected) * 1e3).round() as i64;
+        moments.sort_by_key(|moment| (told(moment), rank(&moment.event), moment.at));
         status.timeline = moments
             .iter()
             .map(|moment| entry(moment, injected))
@@ -81,11 +82,11 @@ impl Facts<'_> {
         status.plan = None;
         status.completed_at = Some(MicroTime(at));
         if let Some(injected) = self.injected {
-            status.recovered.get_or_insert(false);
             status.events = self.active.course.events();
             status.requests = self.requests(injected);
         }
         if status.result.is_none() {
+            status.recovered.get_or_insert(false);
             self.judge(&mut status);
         }
         status
@@ -205,6 +206,12 @@ impl Facts<'_> {
         }
         Some(requests)
     }
+}
+
+/// Of what happened at once, what follows from the rest comes last.
+fn rank(event: &str) -> usize {
+    let order = ["injected", "", "detected", "recovered", "healed"];
+    order.iter().position(|known| *known == event).unwrap_or(1)
 }
 
 /// As `http://10.43.0.7:80/`.

@@ -213,8 +213,8 @@ impl Conductor {
         if finalizers.iter().any(|name| name == Drill::UNDO) {
             let kept = finalizers.into_iter().filter(|name| name != Drill::UNDO);
             unless_gone(self.set_finalizers(drill, kept.collect()).await)?;
-            history::trim(&self.client, self.informers.drills.list()).await?;
         }
+        history::trim(&self.client, self.informers.drills.list()).await?;
         Ok(Step::Rest(Next::Wait))
     }
 

@@ -336,8 +336,9 @@ impl Scene<'_> {
 static NOTHING_TOLD: std::sync::LazyLock<skiff_dev::DrillTaskStatus> =
     std::sync::LazyLock::new(skiff_dev::DrillTaskStatus::default);
 
-/// Waits until then, at least a moment.
+/// Waits until then, at least a moment: what is due and not told yet comes with a word of its executor, which
+/// speaks four times a second.
 fn until(at: Timestamp, now: Timestamp) -> Next {
     let left = Duration::try_from(at.duration_since(now)).unwrap_or_default();
-    Next::After(left.max(Duration::from_millis(5)))
+    Next::After(left.max(Duration::from_millis(50)))
 }

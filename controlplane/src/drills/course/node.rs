@@ -15,6 +15,8 @@ pub(in crate::drills) struct NodeTrack {
     pressures: Vec<&'static str>,
     /// Since when it is Ready and under no pressure, or is not.
     since: Timestamp,
+    /// Since when pods may be scheduled on it, or may not.
+    open_since: Timestamp,
     /// Whether it has been seen yet.
     is_known: bool,
     /// When it was last seen to become not Ready.
@@ -28,6 +30,7 @@ impl NodeTrack {
             is_cordoned: false,
             pressures: Vec::new(),
             since: at,
+            open_since: at,
             is_known: false,
             lost_at: None,
         }
@@ -36,6 +39,11 @@ impl NodeTrack {
     /// Since when it is Ready and under no pressure, if it is.
     pub(in crate::drills) fn whole_since(&self) -> Option<Timestamp> {
         (self.is_ready && self.pressures.is_empty()).then_some(self.since)
+    }
+
+    /// Since when pods may be scheduled on it, if they may.
+    pub(in crate::drills) fn schedulable_since(&self) -> Option<Timestamp> {
+        (!self.is_cordoned).then_some(self.open_since)
     }
 
     /// Takes over what the node is now, and tells what that changes.
@@ -51,6 +59,7 @@ impl NodeTrack {
             self.lost_at = Some(at);
         }
         if self.is_cordoned != is_cordoned {
+            self.open_since = at;
             events.push(if is_cordoned {
                 "cordoned"
             } else {

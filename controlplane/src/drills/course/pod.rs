@@ -70,7 +70,9 @@ impl PodTrack {
             }
             (Some(_), false) => {
                 self.ready_since = None;
-                news.add("notReady", String::new());
+                if pod_state::is_active(pod) {
+                    news.add("notReady", String::new());
+                }
             }
             _ => {}
         }
