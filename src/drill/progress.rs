@@ -6,7 +6,7 @@ use std::io::{Write, stderr};
 use skiff_dev::{Drill, DrillPhase, GoDuration, TimelineEntry};
 
 use super::plan::PlannedDrill;
-use super::report::figures::offset;
+use super::report::figures::{offset, words};
 use super::report::text::plain;
 use super::report::verdict::{Verdict, status};
 
@@ -72,9 +72,15 @@ impl Progress {
         }
         let mut timeline: Vec<&TimelineEntry> = status.timeline.iter().collect();
         timeline.sort_by(|a, b| a.at.total_cmp(&b.at));
-        lines.extend(timeline.into_iter().map(entry));
+        for happening in timeline {
+            // What is known of it may grow; that it happened is told once.
+            let known = format!("{} {} {}", happening.at, happening.event, happening.object);
+            if self.told.insert(known) {
+                lines.push(entry(happening));
+            }
+        }
         match status.phase {
-            DrillPhase::Healing => lines.push("undoing what was done".to_owned()),
+            DrillPhase::Healing => lines.push("undoing what is left".to_owned()),
             DrillPhase::Completed => lines.push(Verdict::of(drill).word().to_lowercase()),
             _ => {}
         }
@@ -84,7 +90,7 @@ impl Progress {
 }
 
 fn entry(entry: &TimelineEntry) -> String {
-    let mut line = format!("{} {}", offset(entry.at), entry.event);
+    let mut line = format!("{} {}", offset(entry.at), words(&entry.event));
     for part in [&entry.object, &entry.detail] {
         if !part.is_empty() {
             line.push(' ');
@@ -144,7 +150,7 @@ mod tests {
                 .is_empty()
         );
         let last = progress.news(&seen(DrillPhase::Healing, &running));
-        assert_eq!(last, ["undoing what was done"]);
+        assert_eq!(last, ["undoing what is left"]);
     }
 
     #[test]

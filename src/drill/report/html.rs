@@ -3,7 +3,7 @@
 //! `page.html` holds the frame and the colours. A drill is an article: the story in sentences, the numbers, the
 //! picture ([`super::picture`]), then every detail.
 
-use skiff_dev::{Drill, DrillStatus, TimelineEntry};
+use skiff_dev::{Drill, DrillResult, DrillStatus, TimelineEntry};
 
 use super::figures::{count, failures, first, grouped, offset, percent, span, words};
 use super::markup::Markup;
@@ -192,14 +192,14 @@ fn badge(body: &mut Markup, verdict: Verdict) {
 }
 
 fn tiles(body: &mut Markup, status: &DrillStatus) {
-    if status.injected_at.is_none() {
+    if status.injected_at.is_none() || status.result == Some(DrillResult::Refused) {
         return;
     }
     body.raw("<ul class=\"tiles\">");
     let detected = status
         .time_to_detect
         .map_or_else(|| "not seen".to_owned(), span);
-    tile(body, "", "Detected after", &detected, "shown by a status");
+    tile(body, "", "Detected after", &detected, "by a status");
     match (status.time_to_recover, status.recovered) {
         (Some(seconds), _) => tile(
             body,
@@ -230,7 +230,7 @@ fn tiles(body: &mut Markup, status: &DrillStatus) {
                 "",
                 "Longest gap",
                 &span(requests.longest_gap),
-                "without an answer",
+                "no good answer",
             );
         }
         if let Some(latency) = &requests.latency {

@@ -26,6 +26,12 @@ pub fn paragraphs(drill: &Drill) -> Vec<String> {
             lesson.like
         )];
     }
+    if let (Verdict::Refused, Some(_), Some(why)) = (verdict, &status.injected_at, &status.message)
+    {
+        return vec![format!(
+            "The drill could not be carried out: {why}. Whatever had been done for it was undone."
+        )];
+    }
     if status.injected_at.is_none() {
         let why = status.message.as_deref().unwrap_or("it has not begun yet");
         return vec![format!("Nothing was broken: {why}.").replace("..", ".")];

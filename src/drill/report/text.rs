@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt::Write;
 use std::io::IsTerminal;
 
-use skiff_dev::{Drill, DrillStatus, ExpectationResult, TimelineEntry};
+use skiff_dev::{Drill, DrillStatus, EventCount, ExpectationResult, TimelineEntry};
 
 use super::figures::{count, failures, first, offset, span, words};
 use super::verdict::{Verdict, status};
@@ -211,7 +211,11 @@ fn facts(drill: &Drill, status: &DrillStatus, verdict: Verdict) -> Vec<(&'static
     if let Some(seed) = status.seed {
         facts.push(("seed", seed.to_string()));
     }
-    if let Some(at) = &status.injected_at {
+    if let Some(at) = status
+        .injected_at
+        .as_ref()
+        .filter(|_| verdict != Verdict::Refused)
+    {
         facts.push(("injected", at.0.strftime("%F %T%.3f UTC").to_string()));
         facts.push((
             "detected",
@@ -242,7 +246,7 @@ fn facts(drill: &Drill, status: &DrillStatus, verdict: Verdict) -> Vec<(&'static
     if let Some(moved) = status.pods_moved {
         facts.push(("pods moved", moved.to_string()));
     }
-    for event in &status.events {
+    for event in counted(&status.events) {
         let label = if facts
             .last()
             .is_some_and(|(label, _)| ["events", ""].contains(label))
@@ -265,6 +269,21 @@ fn facts(drill: &Drill, status: &DrillStatus, verdict: Verdict) -> Vec<(&'static
         ));
     }
     facts
+}
+
+/// Events of one reason and object, whatever they say, are one line.
+fn counted(events: &[EventCount]) -> Vec<EventCount> {
+    let mut counted: Vec<EventCount> = Vec::new();
+    for event in events {
+        let same = |known: &&mut EventCount| {
+            (&known.reason, &known.object) == (&event.reason, &event.object)
+        };
+        match counted.iter_mut().find(same) {
+            Some(known) => known.count += event.count,
+            None => counted.push(event.clone()),
+        }
+    }
+    counted
 }
 
 fn since(seconds: Option<f64>, never: &str) -> String {

@@ -67,12 +67,6 @@ impl<'a> Lanes<'a> {
     }
 
     fn bars_of_requests(&mut self, requests: &Requests, bars: &[Bar]) {
-        let most = bars
-            .iter()
-            .map(|bar| bar.sent)
-            .max()
-            .unwrap_or_default()
-            .max(1) as f64;
         let bottom = self.y + REQUESTS;
         self.name("requests", self.y + REQUESTS / 2.0 + 4.0);
         self.sum(
@@ -91,8 +85,8 @@ impl<'a> Lanes<'a> {
             self.y + REQUESTS / 2.0 + 12.0,
         );
         for bar in bars {
-            let height = bar.sent as f64 / most * REQUESTS;
-            let failed = bar.failed as f64 / most * REQUESTS;
+            // A bar is as high as the lane: what matters is the part that failed.
+            let failed = bar.failed as f64 / bar.sent as f64 * REQUESTS;
             let title = format!(
                 "{} to {}\n{} sent, {} failed{}",
                 offset(bar.from),
@@ -104,8 +98,8 @@ impl<'a> Lanes<'a> {
                     false => String::new(),
                 }
             );
-            if height > failed {
-                let shape = (bar.x, bottom - height, bar.width, height - failed);
+            if REQUESTS > failed {
+                let shape = (bar.x, self.y, bar.width, REQUESTS - failed);
                 titled_rect(&mut self.svg, "answered", shape, &title);
             }
             if failed > 0.0 {
@@ -309,10 +303,30 @@ fn bars(requests: &Requests, scale: &Scale) -> Vec<Bar> {
     }
     let pixels = interval * scale.pixels_a_second();
     let together = (NARROWEST / pixels).ceil().max(1.0) as usize;
-    buckets
+    let bars = buckets
         .chunks(together)
-        .filter_map(|chunk| bar(chunk, interval, scale))
-        .collect()
+        .filter_map(|chunk| bar(chunk, interval, scale));
+    without_beats(bars.collect())
+}
+
+/// Requests that are sent as often as there are buckets fall into the same one now and then, and leave the next
+/// one empty: that is no pause. Two empty ones are.
+fn without_beats(bars: Vec<Bar>) -> Vec<Bar> {
+    let mut shown: Vec<Bar> = Vec::with_capacity(bars.len());
+    let mut rest = bars.into_iter().peekable();
+    while let Some(bar) = rest.next() {
+        if bar.sent > 0 {
+            shown.push(bar);
+        } else if rest.peek().is_some_and(|next| next.sent > 0)
+            && let Some(before) = shown
+                .last_mut()
+                .filter(|before| before.to >= bar.from - 1e-6)
+        {
+            before.width = bar.x + bar.width - before.x;
+            before.to = bar.to;
+        }
+    }
+    shown
 }
 
 fn bar(chunk: &[ProbeBucket], interval: f64, scale: &Scale) -> Option<Bar> {
@@ -405,6 +419,21 @@ mod tests {
         assert_eq!(bars.iter().map(|bar| bar.sent).sum::<i64>(), 1200);
         assert_eq!(bars.iter().map(|bar| bar.failed).sum::<i64>(), 1180);
         assert!(bars.iter().all(|bar| bar.width > 0.0));
+    }
+
+    #[test]
+    fn one_empty_bucket_is_no_pause_and_two_are() {
+        let mut status = status(&samples::recovered());
+        let buckets = &mut status.requests.as_mut().unwrap().buckets;
+        for index in [3, 7, 8] {
+            buckets[index].sent = 0;
+        }
+        let scale = Scale::new(Window::whole(&status).unwrap(), LEFT, RIGHT);
+        let bars = bars(status.requests.as_ref().unwrap(), &scale);
+        let holes = bars
+            .windows(2)
+            .filter(|pair| pair[1].from - pair[0].to > 0.05);
+        assert_eq!((bars.len(), holes.count()), (60, 1));
     }
 
     #[test]
