@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use skiff_dev::{DrillKind, DrillSpec, Expectation, GoDuration, Parameters};
+use skiff_dev::{DrillKind, DrillSpec, Expectation, GoDuration, InvalidExpectation, Parameters};
 
 use super::UsageError;
 use super::probe::ProbeArgs;
@@ -80,8 +80,8 @@ pub struct RunArgs {
     #[command(flatten)]
     probe: ProbeArgs,
     /// What must hold of the report, as recovery<5s, failed<1%, restarts=0; may be given again
-    #[arg(long, value_name = "METRIC OP VALUE")]
-    expect: Vec<Expectation>,
+    #[arg(long, value_name = "METRIC OP VALUE", value_parser = expectation)]
+    expect: Vec<String>,
     /// Say who the victims would be, and touch nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -124,11 +124,16 @@ impl RunArgs {
             container: self.container,
             parameters: (parameters != Parameters::default()).then_some(parameters),
             probe: self.probe.spec().map_err(UsageError::new)?,
-            expect: self.expect.iter().map(ToString::to_string).collect(),
+            expect: self.expect,
             dry_run: self.dry_run,
             cancel: false,
         })
     }
+}
+
+/// It has to be one, and stays as it was written: the report will show it so.
+fn expectation(text: &str) -> Result<String, InvalidExpectation> {
+    text.parse::<Expectation>().map(|_| text.to_owned())
 }
 
 /// `30` or `30%`.

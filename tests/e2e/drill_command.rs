@@ -24,7 +24,7 @@ impl Cluster {
         command
     }
 
-    fn drill(&self, args: &str) -> Output {
+    fn skiff_drill(&self, args: &str) -> Output {
         self.drill_command(args).output().expect("skiff starts")
     }
 
@@ -98,7 +98,7 @@ fn json(output: &Output) -> Value {
 #[test]
 fn a_drill_is_run_reported_and_remembered() {
     let cluster = with_web(Cluster::start());
-    let output = cluster.drill(
+    let output = cluster.skiff_drill(
         "run container-kill deploy/web --name first --seed 7 --expect recovery<60s --expect restarts=1 \
          --report page.html --junit drill.xml -o json",
     );
@@ -140,23 +140,24 @@ fn a_drill_is_run_reported_and_remembered() {
     assert!(read("drill.xml").contains("<testcase classname=\"first\" name=\"recovery&lt;60s\""));
 
     // The same seed hits the same pod, and says so without touching it.
-    let dry = json(&cluster.drill("run container-kill deploy/web --seed 7 --dry-run -o json"));
+    let dry =
+        json(&cluster.skiff_drill("run container-kill deploy/web --seed 7 --dry-run -o json"));
     assert_eq!(dry["victims"], report["victims"]);
     assert_eq!(
         (&dry["dryRun"], &dry["timeline"]),
         (&true.into(), &Value::Array(Vec::new()))
     );
 
-    let again = cluster.drill("report first -o json");
+    let again = cluster.skiff_drill("report first -o json");
     assert_eq!(json(&again), report);
-    let table = text(&cluster.drill("report first").stdout);
+    let table = text(&cluster.skiff_drill("report first").stdout);
     assert!(
         table.starts_with("container-kill on deployment/web: PASSED (drill first)\n"),
         "{table}"
     );
     assert!(table.contains("ok   recovery<60s"), "{table}");
     assert!(cluster.kubectl("get drills first").contains("Passed"));
-    let taken = cluster.drill("run container-kill deploy/web --name first");
+    let taken = cluster.skiff_drill("run container-kill deploy/web --name first");
     assert_eq!(taken.status.code(), Some(1));
     assert!(
         text(&taken.stderr).contains("a drill first already"),
@@ -169,7 +170,7 @@ fn a_drill_is_run_reported_and_remembered() {
 fn what_is_wrong_is_told_before_anything_is_touched() {
     let cluster = Cluster::start_empty();
     let ends = |args: &str, code: i32, words: &str| {
-        let output = cluster.drill(args);
+        let output = cluster.skiff_drill(args);
         let told = text(&output.stderr);
         assert_eq!(output.status.code(), Some(code), "{args}: {told}");
         assert!(told.contains(words), "{args}: {told}");
@@ -191,7 +192,7 @@ fn what_is_wrong_is_told_before_anything_is_touched() {
     ends("report nobody", 1, "no drill nobody");
     ends("report", 1, "no drill was run yet");
     ends("run container-kill pod/nobody", 1, "nobody");
-    let refused = cluster.drill("run pod-delete deploy/nobody -o json");
+    let refused = cluster.skiff_drill("run pod-delete deploy/nobody -o json");
     assert_eq!(
         (refused.status.code(), &json(&refused)["result"]),
         (Some(1), &"Refused".into())
@@ -202,10 +203,10 @@ fn what_is_wrong_is_told_before_anything_is_touched() {
     std::fs::write(cluster.scratch().join("typo.yaml"), wrong).expect("a file");
     ends("run -f typo.yaml", 2, "unknown field \"spec.expects\"");
 
-    let list = text(&cluster.drill("list").stdout);
+    let list = text(&cluster.skiff_drill("list").stdout);
     assert!(list.starts_with("NAME "), "{list}");
     assert_eq!(list.lines().count(), 20, "{list}");
-    let list = json(&cluster.drill("list -o json"));
+    let list = json(&cluster.skiff_drill("list -o json"));
     assert_eq!(list.as_array().map(Vec::len), Some(19));
 }
 
@@ -243,7 +244,7 @@ fn a_drill_that_is_left_alone_is_healed() {
     // As a terminal that is closed on it would.
     follower.child.kill().expect("SIGKILL");
     follower.child.wait().expect("its end");
-    let healed = cluster.drill("heal");
+    let healed = cluster.skiff_drill("heal");
     let told = text(&healed.stdout);
     assert_eq!(
         healed.status.code(),
@@ -260,7 +261,7 @@ fn a_drill_that_is_left_alone_is_healed() {
         let cordoned = |node: &Value| node["spec"]["unschedulable"] == true;
         (!nodes["items"].as_array()?.iter().any(cordoned)).then_some(())
     });
-    assert!(text(&cluster.drill("heal").stdout).starts_with("nothing is left"));
+    assert!(text(&cluster.skiff_drill("heal").stdout).starts_with("nothing is left"));
 }
 
 #[test]
@@ -272,7 +273,7 @@ fn a_game_day_stops_where_it_fails() {
                - drill: {name: magic, drill: pod-delete, target: {kind: Deployment, name: web}, expect: [recovery<1ms]}\n  \
                - drill: {name: never, drill: pod-delete, target: {kind: Deployment, name: web}}\n";
     std::fs::write(cluster.scratch().join("day.yaml"), day).expect("a file");
-    let output = cluster.drill("run -f day.yaml --report day.html --junit day.xml");
+    let output = cluster.skiff_drill("run -f day.yaml --report day.html --junit day.xml");
     let told = text(&output.stdout);
     assert_eq!(
         output.status.code(),
@@ -310,7 +311,7 @@ fn a_game_day_stops_where_it_fails() {
             .replace("name: never, ", "name: never, count: 0, "),
     )
     .expect("a file");
-    let output = cluster.drill("run -f wrong.yaml");
+    let output = cluster.skiff_drill("run -f wrong.yaml");
     assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
     assert!(
         text(&output.stderr).contains("never"),
@@ -318,4 +319,37 @@ fn a_game_day_stops_where_it_fails() {
         text(&output.stderr)
     );
     assert_eq!(cluster.kubectl("get drills -o name").lines().count(), 2);
+}
+
+#[test]
+fn nodes_are_healed_without_the_control_plane() {
+    let mut cluster = with_web(Cluster::of_nodes(2));
+    let mut follower = cluster.drill_until(
+        "run cpu-stress deploy/web --duration 10m --timeout 20m",
+        "injected",
+    );
+    cluster.crash();
+    follower.until("the API does not answer");
+    follower.child.kill().expect("SIGKILL");
+    follower.child.wait().expect("its end");
+    let heal = || {
+        Command::new(env!("CARGO_BIN_EXE_skiff"))
+            .args(["drill", "heal", "--data-dir"])
+            .arg(cluster.data_dir())
+            .env_remove("KUBECONFIG")
+            .output()
+            .expect("skiff starts")
+    };
+    let healed = heal();
+    let told = text(&healed.stdout);
+    assert!(healed.status.success(), "{told}{}", text(&healed.stderr));
+    assert!(
+        told.contains(" undone") && told.contains("nothing is left"),
+        "{told}"
+    );
+    assert!(text(&healed.stderr).contains("healing the nodes of this host alone"));
+    assert!(
+        text(&heal().stdout).starts_with("nothing is left"),
+        "a second time there is nothing"
+    );
 }

@@ -19,7 +19,9 @@ impl State {
         let has = |words: &[&str]| words.iter().any(|word| state.contains(word));
         match state.as_str() {
             "ready" => Self::Ready,
-            "running" | "succeeded" | "completed" => Self::Running,
+            "running" => Self::Running,
+            // Its containers have ended well; it is only to be removed.
+            "succeeded" | "completed" => Self::Terminating,
             "pending" | "scheduled" => Self::Waiting,
             _ if has(&["creating", "starting", "init", "pulling"]) => Self::Starting,
             _ if has(&[
@@ -81,7 +83,7 @@ impl State {
             Self::Waiting => "waiting for a place",
             Self::Starting => "being started",
             Self::Running => "running, not Ready yet",
-            Self::Terminating => "on its way out",
+            Self::Terminating => "on its way out, or cordoned",
             Self::Broken => "not working",
             Self::Other => "another state",
         }
@@ -103,6 +105,7 @@ mod tests {
             ("PodInitializing", State::Starting),
             ("Running", State::Running),
             ("Terminating", State::Terminating),
+            ("Succeeded", State::Terminating),
             ("Ready,SchedulingDisabled", State::Terminating),
             ("CrashLoopBackOff", State::Broken),
             ("ImagePullBackOff", State::Broken),
