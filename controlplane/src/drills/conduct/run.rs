@@ -111,9 +111,9 @@ impl Conductor {
         failed.or_else(|| {
             let all_refused = self.observer.with(scene.name, |active| {
                 let acts = &active.acts;
-                let refused = acts.values().filter_map(|act| act.refused.clone());
+                let mut refused = acts.values().filter_map(|act| act.refused.clone());
                 let is_all = !acts.is_empty() && acts.values().all(|act| act.refused.is_some());
-                is_all.then(|| refused.last()).flatten()
+                is_all.then(|| refused.next()).flatten()
             });
             all_refused.flatten()
         })

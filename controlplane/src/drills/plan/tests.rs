@@ -6,18 +6,13 @@ use crate::drills::made_up::{node, pod};
 
 /// Three nodes; the Deployment `web` with a pod on each, and `bare` on n3; a Service for `web`.
 fn world() -> World {
-    let object = |value: Value| value;
-    let web = object(
-        json!({"metadata": {"name": "web", "namespace": "default", "uid": "dep"},
-        "spec": {"selector": {}, "template": {}}}),
-    );
-    let set = object(
-        json!({"metadata": {"name": "web-1", "namespace": "default", "uid": "rs",
+    let web = json!({"metadata": {"name": "web", "namespace": "default", "uid": "dep"},
+        "spec": {"selector": {}, "template": {}}});
+    let set = json!({"metadata": {"name": "web-1", "namespace": "default", "uid": "rs",
         "ownerReferences": [{"apiVersion": "apps/v1", "kind": "Deployment", "name": "web", "uid": "dep",
-            "controller": true}]}, "spec": {"selector": {}}}),
-    );
-    let service = object(json!({"metadata": {"name": "web", "namespace": "default"},
-        "spec": {"clusterIP": "10.43.0.7", "selector": {"app": "web"}, "ports": [{"port": 8000}]}}));
+            "controller": true}]}, "spec": {"selector": {}}});
+    let service = json!({"metadata": {"name": "web", "namespace": "default"},
+        "spec": {"clusterIP": "10.43.0.7", "selector": {"app": "web"}, "ports": [{"port": 8000}]}});
     let mut bare = pod("bare", "n3", "Ready");
     bare.metadata.owner_references = None;
     bare.metadata.labels = None;
