@@ -137,7 +137,8 @@ impl Known {
                 return false;
             }
         };
-        self.reported = false;
+        // It begins to list before anybody has answered.
+        self.reported &= matches!(event, Event::Init);
         match event {
             Event::Init => self.listing = Some(HashSet::new()),
             Event::InitApply(object) => {

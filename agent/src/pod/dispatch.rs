@@ -92,7 +92,8 @@ impl Dispatch {
             tokio::select! {
                 event = watch.next() => match event {
                     Some(Ok(event)) => {
-                        reported = false;
+                        // It begins to list before anybody has answered.
+                        reported &= matches!(event, Event::Init);
                         self.take(event);
                     }
                     Some(Err(error)) => {
