@@ -104,8 +104,16 @@ impl Cluster {
 
     /// A serving cluster of several nodes that have the demonstration images.
     pub(crate) fn of_nodes(nodes: usize) -> Self {
+        Self::of_nodes_with(nodes, &[])
+    }
+
+    /// As [`of_nodes`](Self::of_nodes), with these flags.
+    pub(crate) fn of_nodes_with(nodes: usize, flags: &[&str]) -> Self {
         let mut cluster = Self::new();
         cluster.set_nodes(nodes);
+        cluster
+            .options
+            .extend(flags.iter().map(ToString::to_string));
         cluster.up();
         let images = images::demonstration();
         for node in 1..=nodes {

@@ -6,7 +6,7 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, SERVE, is_ready, shell_pod};
 use crate::nodes::until_ready_is;
 use crate::wait;
 
@@ -153,4 +153,155 @@ fn certificates_are_renewed_before_they_end() {
         (fs::read(pki.join("client.pem")).expect("a certificate") != second).then_some(())
     });
     until_ready_is(&mut cluster, "node-1", "True");
+}
+
+/// An agent of a test's own beside a control plane on the same host.
+struct Guest {
+    data: std::path::PathBuf,
+    process: Option<std::process::Child>,
+}
+
+impl Guest {
+    fn start(cluster: &Cluster, token: Option<&str>) -> Self {
+        let mut guest = Self {
+            data: cluster.scratch().join("agent"),
+            process: None,
+        };
+        guest.run(cluster, token);
+        guest
+    }
+
+    fn run(&mut self, cluster: &Cluster, token: Option<&str>) {
+        let log = cluster.scratch().join("agent.log");
+        let log = fs::File::options().create(true).append(true).open(log);
+        let mut command = agent(cluster, token);
+        command.stdout(Stdio::null()).stderr(log.expect("a log"));
+        self.process = Some(command.spawn().expect("skiff starts"));
+    }
+
+    /// SIGTERM; its containers run on.
+    fn stop(&mut self) {
+        let mut process = self.process.take().expect("it runs");
+        let pid = nix::unistd::Pid::from_raw(process.id() as i32);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("SIGTERM");
+        assert!(process.wait().expect("its end").success());
+    }
+
+    /// `skiff ARGS` on the node, without the control plane.
+    fn skiff(&self, args: &[&str]) -> String {
+        let output = Command::new(env!("CARGO_BIN_EXE_skiff"))
+            .args(args)
+            .arg("--data-dir")
+            .arg(&self.data)
+            .output()
+            .expect("skiff starts");
+        crate::cluster::succeeded(&format!("skiff {}", args.join(" ")), &output)
+    }
+
+    /// The main process of the node's only running container.
+    fn pid(&self) -> Option<i64> {
+        let listed: Value = serde_json::from_str(&self.skiff(&["ps", "-o", "json"])).ok()?;
+        let mut listed = listed.as_array()?.iter();
+        listed.find(|c| c["state"] == "running")?["pid"].as_i64()
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+        let identity = skiff_agent::identity::Identity::of(&self.data).expect("it exists");
+        let down = Command::new(env!("CARGO_BIN_EXE_skiff"))
+            .args(["down", "--purge", "--data-dir"])
+            .arg(&self.data)
+            .output()
+            .expect("skiff starts");
+        if std::thread::panicking() {
+            let log = self.data.with_file_name("agent.log");
+            eprintln!(
+                "--- the agent\n{}",
+                fs::read_to_string(log).unwrap_or_default()
+            );
+            return;
+        }
+        let left = crate::host::traces(&identity);
+        assert!(
+            down.status.success() && left.is_empty(),
+            "{down:?} {left:#?}"
+        );
+    }
+}
+
+/// A control plane, and a node beside it that is Ready.
+fn beside() -> (Cluster, Guest) {
+    for _ in 0..5 {
+        let mut cluster = Cluster::server(&[]);
+        let token = token(&cluster, "1h");
+        let mut guest = Guest::start(&cluster, Some(&token));
+        let ended = wait::until("the node is Ready", || {
+            let process = guest.process.as_mut().expect("it runs");
+            if process.try_wait().expect("its state").is_some() {
+                return Some(true);
+            }
+            let node = cluster.get("/api/v1/nodes/guest")?;
+            is_ready(&node).then_some(false)
+        });
+        if !ended {
+            return (cluster, guest);
+        }
+        // A server without a node claims nothing on the host: another test's cluster may have
+        // taken its blocks meanwhile.
+        let said = fs::read_to_string(cluster.scratch().join("agent.log")).unwrap_or_default();
+        assert!(
+            said.contains("belongs to another cluster on this host"),
+            "{said}"
+        );
+    }
+    panic!("no blocks were left alone for long enough");
+}
+
+#[test]
+fn a_host_beside_its_server_outlives_it() {
+    let (mut cluster, mut guest) = beside();
+    let archive = crate::images::demonstration().join("busybox.tar");
+    guest.skiff(&["image", "import", &archive.display().to_string()]);
+    cluster.apply(&shell_pod("steady", SERVE, "", ""));
+    cluster.until_ready("steady");
+    assert_eq!(cluster.kubectl("exec steady -- hostname"), "steady\n");
+    let nodes = cluster.kubectl("get nodes --no-headers");
+    assert_eq!(
+        nodes.split_whitespace().take(3).collect::<Vec<_>>(),
+        ["guest", "Ready", "<none>"]
+    );
+    let first = guest.pid().expect("a container");
+
+    let names = guest.data.join("agent/network/names.json");
+    wait::until("the copy of what containers are told of services", || {
+        names.exists().then_some(())
+    });
+
+    // Its agent ends: the container lives on, and the node is missed at once.
+    guest.stop();
+    until_ready_is(&mut cluster, "guest", "Unknown");
+    assert_eq!(guest.pid(), Some(first));
+    cluster.stop();
+
+    // An agent that starts while there is no API looks after what it had.
+    guest.run(&cluster, None);
+    let pid = nix::unistd::Pid::from_raw(first as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("SIGKILL");
+    let second = wait::until("the container is started anew", || {
+        guest.pid().filter(|pid| *pid != first)
+    });
+    cluster.up();
+    until_ready_is(&mut cluster, "guest", "True");
+    let pod = cluster.until_pod("steady", "restarted once", |pod| {
+        crate::cluster::container_status(pod)["restartCount"] == 1 && is_ready(pod)
+    });
+    assert_eq!(guest.pid(), Some(second));
+    assert_eq!(pod["spec"]["nodeName"], "guest");
+    guest.stop();
+    drop(guest);
 }

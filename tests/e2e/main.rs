@@ -27,6 +27,7 @@ mod drills_honest;
 mod drills_network;
 mod drills_restarts;
 mod durability;
+mod healing;
 mod inspection;
 mod isolation;
 mod joining;

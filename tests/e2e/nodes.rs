@@ -142,7 +142,7 @@ fn a_drain_waits_for_the_disruption_budget() {
     cluster.kubectl("uncordon node-1");
 }
 
-fn node_of(pod: &Value) -> &str {
+pub(crate) fn node_of(pod: &Value) -> &str {
     pod["spec"]["nodeName"].as_str().unwrap_or_default()
 }
 

@@ -18,7 +18,7 @@ impl Cluster {
     }
 
     /// The endpoints of a Service's slices.
-    fn endpoints_of(&mut self, service: &str) -> Vec<Value> {
+    pub(crate) fn endpoints_of(&mut self, service: &str) -> Vec<Value> {
         let path = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
         let selector = format!("labelSelector=kubernetes.io%2Fservice-name%3D{service}");
         let list = self.get(&format!("{path}?{selector}")).unwrap_or_default();

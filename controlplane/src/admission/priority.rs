@@ -36,13 +36,8 @@ struct Metadata {
 pub(super) fn admit(request: &Request<'_>, object: &mut Value) -> Result<(), ApiError> {
     match (request.resource.group, request.resource.plural) {
         ("", "pods") if request.old.is_none() => {
-            let refuse = |why: String, pod: &Value| {
-                Err(ApiError::forbidden(request.resource, pod.name(), &why))
-            };
-            match complete(object, request.cache) {
-                Ok(()) => Ok(()),
-                Err(why) => refuse(why, object),
-            }
+            let completed = complete(object, request.cache);
+            completed.map_err(|why| ApiError::forbidden(request.resource, object.name(), &why))
         }
         (GROUP, PLURAL) if truth(object, "globalDefault") => only_default(request, object),
         _ => Ok(()),

@@ -155,9 +155,8 @@ impl Scheduler {
             self.tasks.spawn(async move {
                 match attempt.outcome {
                     Outcome::Node(node) => this.bind(attempt.pod, &node).await,
-                    Outcome::Nowhere { message, plan } => {
-                        this.report_unschedulable(&attempt.pod, &message, plan)
-                            .await;
+                    Outcome::Nowhere(failure) => {
+                        this.report_unschedulable(&attempt.pod, failure).await;
                     }
                 }
                 drop(permit);
@@ -206,11 +205,16 @@ enum Outcome {
     /// The name of its node.
     Node(Arc<str>),
     /// No node fits now.
-    Nowhere {
-        message: String,
-        /// Whom to end so that it will fit.
-        plan: Option<Plan>,
-    },
+    Nowhere(Failure),
+}
+
+/// Why a pod has no node, and what is done about it.
+struct Failure {
+    message: String,
+    /// Where room is made for it, now or since an earlier attempt.
+    nominated: Option<Arc<str>>,
+    /// Whom to end so that it will fit.
+    plan: Option<Plan>,
 }
 
 impl State {
@@ -251,7 +255,12 @@ impl State {
                     }
                 };
                 self.queue.park(pending.clone(), diagnosis.refused_by, now);
-                Outcome::Nowhere { message, plan }
+                let nominations = &self.cluster.nominations;
+                Outcome::Nowhere(Failure {
+                    nominated: nominations.node_of(&needs.footprint.uid).cloned(),
+                    message,
+                    plan,
+                })
             }
         };
         Some(Attempt {

@@ -127,6 +127,9 @@ impl SchedulingQueue {
         let key = ObjectKey::of(&*pod);
         if let Some((pending, place)) = self.pods.get_mut(&key) {
             self.active.remove(&active_key(pending));
+            if let Place::Parked { refused_by, .. } = *place {
+                self.parked.remove(&key, refused_by);
+            }
             pending.attempts = attempts;
             let until = now + backoff(attempts);
             *place = Place::BackingOff { until };

@@ -12,8 +12,7 @@ use tracing::{debug, warn};
 
 use super::needs::{Footprint, PREEMPTED};
 use super::plugins::Plugins;
-use super::preemption::Plan;
-use super::{SCHEDULER_NAME, Scheduler};
+use super::{Failure, SCHEDULER_NAME, Scheduler};
 use crate::controllers::events::Severity;
 use crate::controllers::informer::ObjectKey;
 use crate::controllers::pod_state::{condition, node_name, nominated_node};
@@ -93,11 +92,11 @@ impl Scheduler {
     }
 
     /// Says why a pod has no node, and makes room for it where that was found to help.
-    pub(super) async fn report_unschedulable(&self, pod: &Pod, message: &str, plan: Option<Plan>) {
-        let nominated = plan.as_ref().map_or("", |plan| &*plan.node);
-        self.tell_failure(pod, "Unschedulable", message, nominated)
+    pub(super) async fn report_unschedulable(&self, pod: &Pod, failure: Failure) {
+        let nominated = failure.nominated.as_deref().unwrap_or_default();
+        self.tell_failure(pod, "Unschedulable", &failure.message, nominated)
             .await;
-        let Some(plan) = plan else { return };
+        let Some(plan) = failure.plan else { return };
         for other in &plan.outranked {
             self.withdraw_nomination(other).await;
         }

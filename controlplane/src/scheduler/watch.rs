@@ -295,4 +295,56 @@ mod tests {
         assert!(!helped.intersects(Plugins::FIT));
         assert_eq!(helped_by(&old, &node("n1", &[("cpu", "2")])), Plugins::FIT);
     }
+
+    #[test]
+    fn a_pod_keeps_its_nomination_while_room_is_made() {
+        let mut state = state_with_node();
+        let low = bound("low", "800m");
+        state.pod_changed(&Change::Added(low.clone()));
+        let mut high = pod("high", &[("cpu", "500m")]);
+        high.spec.as_mut().unwrap().priority = Some(10);
+        state.pod_changed(&Change::Added(Arc::new(high)));
+        let listers = super::super::Listers::empty();
+        let profile = super::super::cycle::Profile::new(&listers);
+        let attempt = |state: &mut State| {
+            // Whatever its backoff is.
+            let later = Instant::now() + std::time::Duration::from_secs(60);
+            let attempt = state.attempt(&profile, &listers, later).unwrap();
+            match attempt.outcome {
+                super::super::Outcome::Nowhere(failure) => failure,
+                super::super::Outcome::Node(node) => panic!("it fits on {node}"),
+            }
+        };
+        let first = attempt(&mut state);
+        assert_eq!(first.plan.unwrap().victims.len(), 1);
+        assert_eq!(first.nominated.as_deref(), Some("n1"));
+        let mut leaving = Pod::clone(&low);
+        leaving.metadata.deletion_timestamp = Some(
+            k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(jiff::Timestamp::UNIX_EPOCH),
+        );
+        leaving.status = Some(
+            serde_json::from_value(serde_json::json!({"conditions": [
+                {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"},
+            ]}))
+            .unwrap(),
+        );
+        state.pod_changed(&Change::Updated {
+            old: low,
+            new: Arc::new(leaving.clone()),
+        });
+        state.queue.wake(Plugins::ALL, Instant::now());
+        let second = attempt(&mut state);
+        assert!(second.plan.is_none());
+        assert_eq!(second.nominated.as_deref(), Some("n1"));
+        assert!(
+            second.message.ends_with(
+                "preemption: not eligible due to a terminating pod on the nominated node."
+            )
+        );
+        state.pod_changed(&Change::Deleted(Arc::new(leaving)));
+        let later = Instant::now() + std::time::Duration::from_secs(60);
+        let last = state.attempt(&profile, &listers, later).unwrap();
+        assert!(matches!(last.outcome, super::super::Outcome::Node(_)));
+        assert!(state.cluster.nominations.is_empty());
+    }
 }
