@@ -267,7 +267,9 @@ fn a_host_beside_its_server_outlives_it() {
     let (mut cluster, mut guest) = beside();
     let archive = crate::images::demonstration().join("busybox.tar");
     guest.skiff(&["image", "import", &archive.display().to_string()]);
-    cluster.apply(&shell_pod("steady", SERVE, "", ""));
+    // A token is only in the memory of an agent, as in Kubernetes: it takes the API to start with one.
+    let without_token = "automountServiceAccountToken: false";
+    cluster.apply(&shell_pod("steady", SERVE, without_token, ""));
     cluster.until_ready("steady");
     assert_eq!(cluster.kubectl("exec steady -- hostname"), "steady\n");
     let nodes = cluster.kubectl("get nodes --no-headers");

@@ -306,16 +306,18 @@ mod tests {
         state.pod_changed(&Change::Added(Arc::new(high)));
         let listers = super::super::Listers::empty();
         let profile = super::super::cycle::Profile::new(&listers);
-        let attempt = |state: &mut State| {
-            // Whatever its backoff is.
-            let later = Instant::now() + std::time::Duration::from_secs(60);
+        // Each when the backoff of the one before is over.
+        let start = Instant::now();
+        let minute = |number| start + std::time::Duration::from_secs(60 * number);
+        let attempt = |state: &mut State, number| {
+            let later = minute(number);
             let attempt = state.attempt(&profile, &listers, later).unwrap();
             match attempt.outcome {
                 super::super::Outcome::Nowhere(failure) => failure,
                 super::super::Outcome::Node(node) => panic!("it fits on {node}"),
             }
         };
-        let first = attempt(&mut state);
+        let first = attempt(&mut state, 1);
         assert_eq!(first.plan.unwrap().victims.len(), 1);
         assert_eq!(first.nominated.as_deref(), Some("n1"));
         let mut leaving = Pod::clone(&low);
@@ -332,8 +334,8 @@ mod tests {
             old: low,
             new: Arc::new(leaving.clone()),
         });
-        state.queue.wake(Plugins::ALL, Instant::now());
-        let second = attempt(&mut state);
+        state.queue.wake(Plugins::ALL, minute(2));
+        let second = attempt(&mut state, 2);
         assert!(second.plan.is_none());
         assert_eq!(second.nominated.as_deref(), Some("n1"));
         assert!(
@@ -342,8 +344,7 @@ mod tests {
             )
         );
         state.pod_changed(&Change::Deleted(Arc::new(leaving)));
-        let later = Instant::now() + std::time::Duration::from_secs(60);
-        let last = state.attempt(&profile, &listers, later).unwrap();
+        let last = state.attempt(&profile, &listers, minute(3)).unwrap();
         assert!(matches!(last.outcome, super::super::Outcome::Node(_)));
         assert!(state.cluster.nominations.is_empty());
     }
