@@ -27,7 +27,8 @@ pub const OWNED: [&str; 4] = [
 ];
 
 /// Whether somebody set a condition of the node's later than the node did: the control plane, while
-/// it could not hear the node. An older status of our own that comes back is none.
+/// it could not hear the node. An older status of our own that comes back is none. Times are whole
+/// seconds: what is as old may be either, and is said again.
 pub fn were_overruled(ours: Option<&PodStatus>, theirs: Option<&PodStatus>) -> bool {
     let all = |status: Option<&PodStatus>| {
         let conditions = status.and_then(|s| s.conditions.clone());
@@ -38,7 +39,7 @@ pub fn were_overruled(ours: Option<&PodStatus>, theirs: Option<&PodStatus>) -> b
         let since = |c: &PodCondition| c.last_transition_time.as_ref().map(|time| time.0);
         OWNED.contains(&own.type_.as_str())
             && theirs.iter().any(|other| {
-                other.type_ == own.type_ && other.status != own.status && since(other) > since(own)
+                other.type_ == own.type_ && other.status != own.status && since(other) >= since(own)
             })
     })
 }
@@ -241,6 +242,7 @@ mod tests {
         let overruled = |theirs: &PodStatus| were_overruled(Some(&ours), Some(theirs));
         assert!(overruled(&ready("False", 110)));
         assert!(!overruled(&ready("False", 90)), "our own, from before");
+        assert!(overruled(&ready("False", 100)), "in the same second");
         assert!(!overruled(&ready("True", 110)));
         assert!(!were_overruled(None, Some(&ours)));
     }

@@ -308,8 +308,8 @@ mod tests {
         let profile = super::super::cycle::Profile::new(&listers);
         // Each when the backoff of the one before is over.
         let start = Instant::now();
-        let minute = |number| start + std::time::Duration::from_secs(60 * number);
-        let attempt = |state: &mut State, number| {
+        let minute = |number: u64| start + std::time::Duration::from_secs(60 * number);
+        let attempt = |state: &mut State, number: u64| {
             let later = minute(number);
             let attempt = state.attempt(&profile, &listers, later).unwrap();
             match attempt.outcome {
