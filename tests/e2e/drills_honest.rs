@@ -153,6 +153,7 @@ struct Known {
     leaving: bool,
 }
 
+#[expect(clippy::large_enum_variant, reason = "there is one at a time")]
 enum Told {
     Pod(Event<Pod>),
     Node(Event<Node>),

@@ -110,7 +110,7 @@ fn pod_end(identity: &Identity, pod: &PodPlace) -> io::Result<End> {
     // A thread that changed its namespace serves nothing else; the socket stays in it.
     std::thread::scope(|scope| {
         let inside = scope.spawn(|| {
-            setns(&OwnedFd::from(namespace), CloneFlags::CLONE_NEWNET)?;
+            setns(OwnedFd::from(namespace), CloneFlags::CLONE_NEWNET)?;
             End::find(POD_LINK)
         });
         match inside.join() {
