@@ -156,7 +156,7 @@ pub(crate) fn of(action: &Action) -> Option<Box<dyn AnyFault>> {
     Some(match action.clone() {
         Action::KillContainer { pod, container } => Box::new(KillContainer { pod, container }),
         Action::ExhaustMemory { pod, container } => Box::new(ExhaustMemory { pod, container }),
-        Action::StopContainer { pod, container } => Box::new(StopContainer { pod, container }),
+        Action::StopContainer { pod, container } => Box::new(StopContainer::new(pod, container)),
         Action::BurnCpu {
             pod,
             container,

@@ -16,7 +16,7 @@ use skiff_dev::{DrillTask, DrillTaskStatus, TaskPhase};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::fault::{self, AnyFault, Order};
+use super::fault::{self, AnyFault, FaultError, Order};
 use super::helper::blocking;
 use super::journal::{Entry, Journal, Stage};
 use super::report::{self, Progress, Tasks, Told};
@@ -198,38 +198,19 @@ impl Worker {
         order: &Order,
         progress: &Progress,
     ) -> Carried {
-        let (scene, journal) = (self.scene.clone(), self.journal.clone());
-        let tasks = self.tasks.clone();
-        let lasting = async {
-            if entry.status.started_at.is_none() {
-                if fault.silences_agent() {
-                    let active = |status: &mut DrillTaskStatus| {
-                        status.phase = TaskPhase::Active;
-                        status.started_at = Some(now());
-                    };
-                    progress.update(active);
-                    let told = progress.tell_now(&*tasks, &entry.task);
-                    let _ = tokio::time::timeout(LAST_WORDS, told).await;
-                }
-                let began = fault.inject(&scene, order, &entry.undo).await?;
-                progress.update(|status| {
-                    status.phase = TaskPhase::Active;
-                    status.started_at = Some(MicroTime(began));
-                });
-                entry.status = progress.status();
-                let noted = entry.clone();
-                // With a full disk, say. Then a crash is followed by bringing it about once more.
-                if let Err(error) = blocking(move || journal.write(&noted)).await {
-                    tracing::debug!(task = entry.name(), %error, "the begin of a drill's task is not written down");
-                }
-            }
-            fault.hold(&scene, order, &entry.undo, progress).await
-        };
-        let outcome = tokio::select! {
+        let scene = self.scene.clone();
+        // Never cut short: what works on threads of its own would go on, and after the undo.
+        let outcome = match self.is_over(order) {
             // What is not wanted is not begun either.
-            biased;
-            end = self.end(order) => Err(end),
-            outcome = lasting => Ok(outcome),
+            Some(end) => Err(end),
+            None => match self.bring_about(entry, fault, order, progress).await {
+                Ok(()) => tokio::select! {
+                    biased;
+                    end = self.end(order) => Err(end),
+                    over = fault.hold(&scene, order, &entry.undo, progress) => Ok(over),
+                },
+                Err(error) => Ok(Err(error)),
+            },
         };
         if matches!(outcome, Err(End::AgentStops)) && fault.outlives_agent() {
             return Carried::Left;
@@ -248,6 +229,38 @@ impl Worker {
             status.message = message.or(status.message.take());
         });
         Carried::Done
+    }
+
+    /// Does it, unless that was done and written down before.
+    async fn bring_about(
+        &self,
+        entry: &mut Entry,
+        fault: &dyn AnyFault,
+        order: &Order,
+        progress: &Progress,
+    ) -> Result<(), FaultError> {
+        if entry.status.started_at.is_some() {
+            return Ok(());
+        }
+        if fault.silences_agent() {
+            progress.update(|status| {
+                status.phase = TaskPhase::Active;
+                status.started_at = Some(now());
+            });
+            let told = progress.tell_now(&*self.tasks, &entry.task);
+            let _ = tokio::time::timeout(LAST_WORDS, told).await;
+        }
+        let began = fault.inject(&self.scene, order, &entry.undo).await?;
+        progress.update(|status| {
+            status.phase = TaskPhase::Active;
+            status.started_at = Some(MicroTime(began));
+        });
+        entry.status = progress.status();
+        // With a full disk, say. Then a crash is followed by bringing it about once more.
+        if let Err(error) = self.write(entry).await {
+            tracing::debug!(task = entry.name(), %error, "the begin of a drill's task is not written down");
+        }
+        Ok(())
     }
 
     /// Undoes it, however often that takes; whether it is undone.

@@ -5,7 +5,7 @@
 
 use async_trait::async_trait;
 use k8s_openapi::jiff::Timestamp;
-use skiff_dev::Action;
+use skiff_dev::{Action, DrillTaskStatus};
 
 use super::restart_agent::Ending;
 use crate::drill::fault::{Fault, FaultError, Order};
@@ -65,6 +65,10 @@ impl Fault for CrashNode {
 
     async fn undo(&self, _: &Site, _: &Order, _: &Ending) -> Result<(), FaultError> {
         Ok(())
+    }
+
+    async fn conclude(&self, _: &Site, _: &Order, ending: &Ending, status: &mut DrillTaskStatus) {
+        ending.tell(status);
     }
 }
 

@@ -4,8 +4,10 @@
 //! when an agent finds an entry in the journal that another process has written.
 
 use async_trait::async_trait;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use skiff_dev::{DrillTaskStatus, TaskPhase};
 
 use crate::drill::fault::{Fault, FaultError, Order};
 use crate::drill::report::Progress;
@@ -25,6 +27,13 @@ impl Ending {
         Self {
             incarnation: scene.incarnation,
             at: Timestamp::now(),
+        }
+    }
+
+    /// It has happened, also if it was to be over before the new process looked.
+    pub(super) fn tell(&self, status: &mut DrillTaskStatus) {
+        if status.phase == TaskPhase::Ended {
+            status.started_at.get_or_insert(MicroTime(self.at));
         }
     }
 
@@ -60,5 +69,9 @@ impl Fault for RestartAgent {
 
     async fn undo(&self, _: &Site, _: &Order, _: &Ending) -> Result<(), FaultError> {
         Ok(())
+    }
+
+    async fn conclude(&self, _: &Site, _: &Order, ending: &Ending, status: &mut DrillTaskStatus) {
+        ending.tell(status);
     }
 }

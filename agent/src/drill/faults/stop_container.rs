@@ -5,6 +5,7 @@
 //! are among them until they execute a program, are not: they are the runtime's, and a container whose shim waits
 //! for a child that is stopped can't end.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -26,8 +27,21 @@ const ROUND: Duration = Duration::from_millis(1);
 const LOOK: Duration = Duration::from_millis(50);
 
 pub(crate) struct StopContainer {
-    pub(crate) pod: PodRef,
-    pub(crate) container: String,
+    pod: PodRef,
+    container: String,
+    /// Set when processes are to go on. Held while they are stopped: that is done on other threads, which may still be at it
+    /// when the undo begins.
+    over: Arc<Mutex<bool>>,
+}
+
+impl StopContainer {
+    pub(crate) fn new(pod: PodRef, container: String) -> Self {
+        Self {
+            pod,
+            container,
+            over: Arc::default(),
+        }
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -62,8 +76,9 @@ impl Fault for StopContainer {
         stopped: &Stopped,
     ) -> Result<Timestamp, FaultError> {
         let (site, group) = (scene.site.clone(), stopped.group.clone());
+        let over = self.over.clone();
         let now = Timestamp::now();
-        blocking(move || stop_all(&site, &group)).await?;
+        blocking(move || stop_all(&site, &group, &over)).await?;
         Ok(now)
     }
 
@@ -78,7 +93,8 @@ impl Fault for StopContainer {
             loop {
                 tokio::time::sleep(LOOK).await;
                 let (site, group) = (scene.site.clone(), stopped.group.clone());
-                blocking(move || signal_those_that_run(&site, &group)).await;
+                let over = self.over.clone();
+                blocking(move || signal_those_that_run(&site, &group, &over)).await;
             }
         };
         tokio::select! {
@@ -89,8 +105,9 @@ impl Fault for StopContainer {
 
     async fn undo(&self, site: &Site, _: &Order, stopped: &Stopped) -> Result<(), FaultError> {
         let (site, group) = (site.clone(), stopped.group.clone());
-        let before = stopped.before.clone();
+        let (before, over) = (stopped.before.clone(), self.over.clone());
         blocking(move || {
+            *over.lock().unwrap_or_else(PoisonError::into_inner) = true;
             for (process, doing) in processes(&site, &group) {
                 if doing == Doing::Stopped && !before.contains(&process) {
                     process.signal(Signal::SIGCONT);
@@ -102,9 +119,9 @@ impl Fault for StopContainer {
     }
 }
 
-fn stop_all(site: &Site, group: &str) -> Result<(), FaultError> {
+fn stop_all(site: &Site, group: &str, over: &Mutex<bool>) -> Result<(), FaultError> {
     let deadline = Instant::now() + PATIENCE;
-    while let Some(running) = signal_those_that_run(site, group) {
+    while let Some(running) = signal_those_that_run(site, group, over) {
         if Instant::now() > deadline {
             let message = format!("process {} of the container does not stop", running.pid);
             return Err(FaultError::NoEffect(message));
@@ -115,7 +132,11 @@ fn stop_all(site: &Site, group: &str) -> Result<(), FaultError> {
 }
 
 /// One of the processes that still ran, if any did.
-fn signal_those_that_run(site: &Site, group: &str) -> Option<Process> {
+fn signal_those_that_run(site: &Site, group: &str, over: &Mutex<bool>) -> Option<Process> {
+    let over = over.lock().unwrap_or_else(PoisonError::into_inner);
+    if *over {
+        return None;
+    }
     let runtime = site.identity.shims_dir();
     let mut found = None;
     for (process, doing) in processes(site, group) {
