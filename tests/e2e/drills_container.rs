@@ -14,6 +14,8 @@ use crate::{images, wait};
 
 /// Longer than any test.
 const LONG: i64 = 600;
+/// Long enough to begin some tasks on a busy machine.
+const SHORT: i64 = 15;
 
 /// A task of the only node, made now and due in `seconds`.
 fn begin(cluster: &mut Cluster, task: &str, action: &Value, seconds: i64) {
@@ -514,7 +516,7 @@ fn a_crash_of_the_agent_undoes_nothing_too_late_and_forgets_nothing() {
         &mut cluster,
         "due",
         &upon(&pods[0], "StopContainer", json!({})),
-        4,
+        SHORT,
     );
     begin(
         &mut cluster,
@@ -526,13 +528,13 @@ fn a_crash_of_the_agent_undoes_nothing_too_late_and_forgets_nothing() {
         &mut cluster,
         "burnt",
         &upon(&pods[2], "BurnCpu", json!({"workers": 1})),
-        4,
+        SHORT,
     );
     for task in ["due", "kept", "burnt"] {
         until_phase(&mut cluster, task, "Active");
     }
     cluster.crash();
-    let over = Timestamp::now() + Span::new().seconds(5);
+    let over = Timestamp::now() + Span::new().seconds(SHORT + 1);
     wait::until("two of them are due", || {
         (Timestamp::now() > over).then_some(())
     });
