@@ -45,6 +45,23 @@ fn the_control_plane_starts_anew_in_place() {
     // What it left behind would be seen here: a second lock, or a child that nobody waited for.
     let locks = open_files(server, &cluster.data_dir().join("lock"));
     assert_eq!(locks, 1);
+    let listed = zombies_of(server);
+    assert!(listed.is_empty(), "{listed:?}");
+
+    // One that is to stay away for long can be stopped, and started by hand before its time.
+    let started = start_of(server);
+    let away = json!({"type": "RestartControlPlane", "kill": true, "down": "1h"});
+    cluster.apply(&task("away", None, &away));
+    wait::until("the server is away", || {
+        let is_away =
+            start_of(server) != started && cluster.get("/api/v1/namespaces/default").is_none();
+        is_away.then_some(())
+    });
+    cluster.stop();
+    cluster.up();
+    let ended = until_phase(&mut cluster, "away", "Ended");
+    assert!(time(&ended, "endedAt") > time(&ended, "startedAt"));
+    cluster.kubectl("delete drilltask --all --timeout=60s");
     assert!(cluster.stop().success());
 }
 
