@@ -37,7 +37,7 @@ use tokio_util::sync::CancellationToken;
 use admission::DefaultTolerations;
 use allocation::{Observing, ServiceAllocator};
 use api::status::ApiError;
-use api::{Api, Credentials};
+use api::{Api, Credentials, Settings};
 use auth::UserInfo;
 use auth::pki::{Pki, PkiError};
 use auth::tokens::{TokenError, Tokens};
@@ -192,8 +192,10 @@ impl ControlPlane {
             cache,
             services,
             credentials,
-            address,
-            config.tolerations,
+            Settings {
+                address,
+                tolerations: config.tolerations,
+            },
             stopping.clone(),
         );
         let api = Arc::new(api);

@@ -44,8 +44,8 @@ pub fn read(path: &Path) -> anyhow::Result<Plan> {
     } else {
         (path.display().to_string(), std::fs::read_to_string(path))
     };
-    let text = text.map_err(|error| UsageError::new(format!("cannot read {name}: {error}")))?;
-    parse(&text).map_err(|error| UsageError::new(format!("{name}: {error:#}")))
+    let text = text.map_err(|error| UsageError::of(format!("cannot read {name}: {error}")))?;
+    parse(&text).map_err(|error| UsageError::of(format!("{name}: {error:#}")))
 }
 
 /// The steps of all documents, one after the other.

@@ -77,7 +77,7 @@ impl fmt::Display for UsageError {
 impl std::error::Error for UsageError {}
 
 impl UsageError {
-    fn new(message: impl Into<String>) -> anyhow::Error {
+    fn of(message: impl Into<String>) -> anyhow::Error {
         Self(message.into()).into()
     }
 }

@@ -101,7 +101,7 @@ impl RunArgs {
         let selected = self.selector.as_deref().map(TargetName::matching);
         // The parser lets nobody through without them.
         let (Some(drill), Some(target)) = (self.kind, self.target.or(selected)) else {
-            return Err(UsageError::new("a drill takes a NAME and a TARGET"));
+            return Err(UsageError::of("a drill takes a NAME and a TARGET"));
         };
         let parameters = Parameters {
             loss: self.loss,
@@ -123,7 +123,7 @@ impl RunArgs {
             timeout: self.timeout,
             container: self.container,
             parameters: (parameters != Parameters::default()).then_some(parameters),
-            probe: self.probe.spec().map_err(UsageError::new)?,
+            probe: self.probe.spec().map_err(UsageError::of)?,
             expect: self.expect,
             dry_run: self.dry_run,
             cancel: false,

@@ -41,7 +41,7 @@ fn refusal(error: kube::Error, title: &str) -> anyhow::Error {
         return anyhow::Error::new(error).context("the API does not answer");
     };
     match status.code {
-        400 | 422 => UsageError::new(status.message.clone()),
+        400 | 422 => UsageError::of(status.message.clone()),
         404 => anyhow::anyhow!("this cluster knows no drills: is it a Skiff of this version?"),
         409 => anyhow::anyhow!(
             "there is a drill {title} already: see `skiff drill report {title}`, or `kubectl delete drill {title}`"

@@ -51,7 +51,7 @@ impl Api {
                     ..Answer::json(StatusCode::OK, &document)
                 });
             }
-            Target::CoreVersions => discovery::core_versions(&self.address),
+            Target::CoreVersions => discovery::core_versions(&self.settings.address),
             Target::Groups => discovery::groups(&registry),
             Target::Group(group) => found(discovery::group(&registry, group))?,
             Target::Version(group, version) => {

@@ -79,7 +79,7 @@ impl Api {
             namespace: call.namespace(),
             old: None,
             cache: &self.cache,
-            tolerations: self.tolerations,
+            tolerations: self.settings.tolerations,
         };
         if let Some(account) = admission::awaits(&request, &object) {
             self.appearance(&account).await;

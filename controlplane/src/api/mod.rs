@@ -73,14 +73,19 @@ pub struct Api {
     cache: Arc<Cache>,
     services: Arc<ServiceAllocator>,
     credentials: Option<Credentials>,
-    /// `host:port`, for discovery.
-    address: String,
-    /// How long pods tolerate that their node is lost, if they don't say.
-    tolerations: DefaultTolerations,
+    settings: Settings,
     /// What must exist before anybody is served does.
     bootstrapped: AtomicBool,
     /// Cancelled when the server stops: ends the watches.
     stopping: CancellationToken,
+}
+
+/// What whoever starts the server chooses.
+pub struct Settings {
+    /// `host:port`, for discovery.
+    pub address: String,
+    /// How long pods tolerate that their node is lost, if they don't say.
+    pub tolerations: DefaultTolerations,
 }
 
 /// What the server itself proves who it is with. Without it no node is asked, and no tokens
@@ -97,8 +102,7 @@ impl Api {
         cache: Arc<Cache>,
         services: Arc<ServiceAllocator>,
         credentials: Option<Credentials>,
-        address: String,
-        tolerations: DefaultTolerations,
+        settings: Settings,
         stopping: CancellationToken,
     ) -> Self {
         Self {
@@ -107,8 +111,7 @@ impl Api {
             cache,
             services,
             credentials,
-            address,
-            tolerations,
+            settings,
             bootstrapped: AtomicBool::new(false),
             stopping,
         }

@@ -192,7 +192,7 @@ impl Api {
                     namespace: call.namespace(),
                     old: Some(current),
                     cache: &self.cache,
-                    tolerations: self.tolerations,
+                    tolerations: self.settings.tolerations,
                 };
                 admission::admit(&request, &mut next)?;
                 (resource.hooks.prepare_update)(&mut next, current);

@@ -165,7 +165,6 @@ impl PodSelector {
             return Self::default();
         };
         let equal = selector.match_labels.iter().flatten().next();
-        let equal = equal.map(|(key, value)| (key, value));
         let listed = selector.match_expressions.iter().flatten();
         let mut listed = listed.filter_map(|requirement| {
             match (requirement.operator.as_str(), requirement.values.as_deref()) {

@@ -82,7 +82,7 @@ mod tests {
         let mut nominations = Nominations::default();
         let (high, low) = (footprint("high", 10), footprint("low", 1));
         nominations.set(high.clone(), "n1");
-        assert_eq!(nominations.before(&low, "n1"), [high.clone()]);
+        assert_eq!(nominations.before(&low, "n1"), std::slice::from_ref(&high));
         assert!(nominations.before(&low, "n2").is_empty());
         assert!(nominations.before(&high, "n1").is_empty());
         assert!(
@@ -92,7 +92,7 @@ mod tests {
         );
         assert_eq!(
             nominations.after(&footprint("higher", 11), "n1"),
-            [high.clone()]
+            std::slice::from_ref(&high)
         );
         nominations.set(high.clone(), "n2");
         assert!(nominations.before(&low, "n1").is_empty());

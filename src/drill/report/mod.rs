@@ -124,7 +124,7 @@ impl OutputArgs {
             let parent = file.parent().filter(|dir| !dir.as_os_str().is_empty());
             if file.is_dir() || !parent.unwrap_or(Path::new(".")).is_dir() {
                 let file = file.display();
-                return Err(UsageError::new(format!(
+                return Err(UsageError::of(format!(
                     "{file} can't be written: there is no such directory, or it is one"
                 )));
             }

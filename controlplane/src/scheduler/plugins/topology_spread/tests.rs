@@ -124,12 +124,9 @@ fn nodes_that_the_pod_cannot_use_count_only_where_it_says_so() {
     // By default, nodes that its selector rules out don't count.
     let mut spec = zoned(json!({}));
     spec["nodeSelector"] = json!({ZONE: "a"});
-    assert_eq!(
-        feasible(&cluster, &needs("p", "web", spec.clone()))[0],
-        true
-    );
+    assert!(feasible(&cluster, &needs("p", "web", spec.clone()))[0]);
     spec["topologySpreadConstraints"][0]["nodeAffinityPolicy"] = json!("Ignore");
-    assert_eq!(feasible(&cluster, &needs("p", "web", spec))[0], false);
+    assert!(!feasible(&cluster, &needs("p", "web", spec))[0]);
 }
 
 #[test]
