@@ -76,6 +76,11 @@ fn replicas(set: &ReplicaSet) -> i32 {
     set.spec.replicas.unwrap_or(1)
 }
 
+/// The pods that it has, those that are ending not counted.
+fn present(set: &ReplicaSet) -> i32 {
+    set.status.as_ref().map_or(0, |status| status.replicas)
+}
+
 fn available(set: &ReplicaSet) -> i32 {
     let status = set.status.as_ref();
     status.and_then(|s| s.available_replicas).unwrap_or(0)

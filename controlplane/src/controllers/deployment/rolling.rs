@@ -6,7 +6,7 @@
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::{available, replicas, wanted_replicas};
+use super::{available, present, replicas, wanted_replicas};
 
 /// How many pods more than wanted may exist; zero unless the strategy is RollingUpdate.
 pub(super) fn max_surge(deployment: &Deployment) -> i32 {
@@ -65,13 +65,16 @@ fn share(value: &IntOrString, total: i32, rounding: Rounding) -> i32 {
 }
 
 /// How large the new set should be now. `all` includes it.
+///
+/// A set that was made smaller a moment ago counts with the pods that it still has, so that there are never more than
+/// the surge allows, not even until its controller has deleted them.
 pub(super) fn new_set_size(deployment: &Deployment, all: &[&ReplicaSet], new: &ReplicaSet) -> i32 {
     let wanted = wanted_replicas(deployment);
     let size = replicas(new);
     if size >= wanted || limits(deployment).is_none() {
         return wanted;
     }
-    let existing: i32 = all.iter().map(|set| replicas(set)).sum();
+    let existing: i32 = all.iter().map(|set| replicas(set).max(present(set))).sum();
     let room = wanted + max_surge(deployment) - existing;
     size + room.clamp(0, wanted - size)
 }
@@ -192,6 +195,15 @@ pub(super) mod tests {
         let mut recreate = deployment(5, "1", "1");
         recreate.spec.strategy.as_mut().unwrap().type_ = Some("Recreate".into());
         assert_eq!((max_surge(&recreate), max_unavailable(&recreate)), (0, 0));
+    }
+
+    #[test]
+    fn pods_that_are_still_there_take_up_room() {
+        let (deployment, mut old, new) = (deployment(4, "1", "1"), set(4, 4), set(1, 0));
+        old.spec.replicas = Some(3);
+        assert_eq!(new_set_size(&deployment, &[&old, &new], &new), 1);
+        old.status.get_or_insert_default().replicas = 3;
+        assert_eq!(new_set_size(&deployment, &[&old, &new], &new), 2);
     }
 
     #[test]
