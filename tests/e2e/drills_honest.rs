@@ -216,7 +216,8 @@ impl Record {
         if !synced {
             return;
         }
-        if before.0 != ready {
+        // That a pod which is being deleted is not Ready is said by `terminating`.
+        if before.0 != ready && !leaving {
             let event = if ready { "ready" } else { "notReady" };
             self.seen.push((at, event, name.clone()));
         }
