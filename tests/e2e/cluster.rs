@@ -326,6 +326,11 @@ impl Cluster {
 
     /// `kubectl ARGS` with `input` on its standard input.
     pub(crate) fn feed(&self, args: &str, input: &str) -> String {
+        succeeded(&format!("kubectl {args}"), &self.try_feed(args, input))
+    }
+
+    /// The same, whether or not it succeeds.
+    pub(crate) fn try_feed(&self, args: &str, input: &str) -> Output {
         let mut child = self
             .kubectl_command()
             .args(args.split_whitespace())
@@ -340,10 +345,7 @@ impl Cluster {
             .expect("piped")
             .write_all(input.as_bytes())
             .expect("its input");
-        succeeded(
-            &format!("kubectl {args}"),
-            &child.wait_with_output().expect("its end"),
-        )
+        child.wait_with_output().expect("its end")
     }
 
     /// A client of this cluster, with the administrator's credentials.

@@ -26,7 +26,7 @@ fn the_control_plane_starts_anew_in_place() {
         cluster.kubectl(&format!("create configmap acknowledged-{number}"));
         let name = format!("restart-{number}");
         let restart = json!({"type": "RestartControlPlane", "kill": kill, "down": down});
-        cluster.apply(&task(&name, None, &restart));
+        ask_for_restart(&cluster, &task(&name, None, &restart));
         let task = until_phase(&mut cluster, &name, "Ended");
         assert_eq!(task["status"]["message"], Value::Null);
         let away = time(&task, "endedAt").duration_since(time(&task, "startedAt"));
@@ -51,7 +51,7 @@ fn the_control_plane_starts_anew_in_place() {
     // One that is to stay away for long can be stopped, and started by hand before its time.
     let started = start_of(server);
     let away = json!({"type": "RestartControlPlane", "kill": true, "down": "1h"});
-    cluster.apply(&task("away", None, &away));
+    ask_for_restart(&cluster, &task("away", None, &away));
     wait::until("the server is away", || {
         let is_away =
             start_of(server) != started && cluster.get("/api/v1/namespaces/default").is_none();
@@ -85,7 +85,7 @@ fn nodes_outlive_their_control_planes_restarts_and_are_crashed_by_it() {
     for (name, kill) in [("kill", true), ("kill-again", true), ("orderly", false)] {
         let started = start_of(server);
         let restart = json!({"type": "RestartControlPlane", "kill": kill, "down": "0s"});
-        cluster.apply(&task(name, None, &restart));
+        ask_for_restart(&cluster, &task(name, None, &restart));
         until_phase(&mut cluster, name, "Ended");
         assert_ne!(start_of(server), started);
         for node in ["node-1", "node-2"] {
@@ -167,9 +167,22 @@ fn time(task: &Value, field: &str) -> Timestamp {
     text.parse().expect("a time")
 }
 
+/// Asks the server to start anew, which may cut its answer to this very request short.
+fn ask_for_restart(cluster: &Cluster, task: &str) {
+    let applied = cluster.try_feed("apply -f -", task);
+    let said = String::from_utf8_lossy(&applied.stderr);
+    let is_cut_short = ["EOF", "connection reset", "connection refused"]
+        .iter()
+        .any(|end| said.contains(end));
+    assert!(applied.status.success() || is_cut_short, "{said}");
+}
+
 /// Changes whenever the process is replaced by a new start of itself.
 fn start_of(pid: i32) -> String {
-    let environment = fs::read(format!("/proc/{pid}/environ")).expect("it runs");
+    // While it is being replaced, it has none that could be read.
+    let environment = wait::until("the process has an environment", || {
+        fs::read(format!("/proc/{pid}/environ")).ok()
+    });
     let words = environment.split(|byte| *byte == 0);
     let mut words = words.map(String::from_utf8_lossy);
     let told = words.find(|word| word.starts_with("SKIFF_START_AT="));
