@@ -284,6 +284,7 @@ def transfers(client, server, address, runs):
 
 
 def transfer(client, address):
-    """What iperf3 says; None while nobody listens yet."""
+    """What iperf3 says; None while nobody listens yet, or the server is not done with the last one."""
     done = subprocess.run([*client, "iperf3", "--client", address, "--time", str(TRANSFER), "--json"], capture_output=True)
-    return json.loads(done.stdout) if done.returncode == 0 else None
+    told = json.loads(done.stdout) if done.returncode == 0 else {}
+    return told if "sum_received" in told.get("end", {}) else None
