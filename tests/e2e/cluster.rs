@@ -57,12 +57,23 @@ impl Port {
 impl Cluster {
     /// A serving cluster that has the demonstration images.
     pub(crate) fn start() -> Self {
-        let mut cluster = Self::new();
+        Self::new().started()
+    }
+
+    /// The same, with blocks of addresses that no other test's cluster takes while this one is down.
+    pub(crate) fn start_apart() -> Self {
+        let cluster = Self::new();
+        cluster.choose_blocks();
+        cluster.started()
+    }
+
+    fn started(mut self) -> Self {
+        let cluster = &mut self;
         cluster.up();
         let images = images::demonstration();
         cluster.import(&images.join("nginx.tar"));
         cluster.import(&images.join("busybox.tar"));
-        cluster
+        self
     }
 
     /// A serving cluster without images.
@@ -151,14 +162,19 @@ impl Cluster {
     pub(crate) fn server_of_this_host() -> Self {
         let mut cluster = Self::new();
         cluster.command = "server";
-        let block = 100 + cluster.port.number % 70 * 2;
+        cluster.choose_blocks();
+        cluster.up();
+        cluster
+    }
+
+    /// Gives the cluster blocks of addresses of its own, by its port.
+    fn choose_blocks(&self) {
+        let block = 100 + self.port.number % 70 * 2;
         let blocks = format!(
             r#"{{"clusterCIDR": "10.{block}.0.0/16", "serviceCIDR": "10.{}.0.0/16"}}"#,
             block + 1
         );
-        fs::write(cluster.data_dir().join("blocks.json"), blocks).expect("a file");
-        cluster.up();
-        cluster
+        fs::write(self.data_dir().join("blocks.json"), blocks).expect("a file");
     }
 
     /// The data directory of a node of `up --nodes`.

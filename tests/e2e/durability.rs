@@ -157,7 +157,7 @@ fn a_crash_in_a_rolling_update_loses_nothing() {
 
 #[test]
 fn down_leaves_nothing_and_keeps_the_data() {
-    let mut cluster = Cluster::start();
+    let mut cluster = Cluster::start_apart();
     cluster.kubectl_args(&[
         "apply",
         "-f",
