@@ -501,11 +501,13 @@ impl Comparison<'_> {
                 .into_iter()
                 .any(|other| (other - sent).abs() < 5.0 * INTERVAL)
         };
-        let failed: Vec<f64> = failed
-            .iter()
-            .copied()
-            .filter(|sent| !is_odd(*sent))
-            .collect();
+        let (odd, failed): (Vec<f64>, Vec<f64>) =
+            failed.iter().copied().partition(|sent| is_odd(*sent));
+        assert!(
+            odd.len() <= 1,
+            "{}: failed one by one: {odd:?}: {requests:#}",
+            self.kind
+        );
         if failed.len() < 3 {
             return;
         }
