@@ -260,6 +260,26 @@ fn no_request_fails_on_any_node_while_pods_are_replaced() {
     }
 }
 
+/// A pod that gets little of the CPU has connections waiting that it has not accepted; they end with its sockets.
+#[test]
+fn no_request_fails_that_a_slow_pod_had_not_accepted_yet() {
+    let mut cluster = Cluster::of_nodes(2);
+    cluster.apply(&WEB.replace(
+        "image: nginx",
+        "image: nginx\n        resources: {limits: {cpu: 30m}}",
+    ));
+    let address = cluster.until_web_serves(3);
+    let loads = ["node-1", "node-2"].map(|node| Load::from(&cluster.namespace_of(node), &address));
+    for _ in 0..2 {
+        cluster.kubectl("rollout restart deployment/web");
+        cluster.kubectl("rollout status deployment/web --timeout=120s");
+    }
+    for load in loads {
+        load.more(10);
+        assert_eq!(load.failures(), Vec::<String>::new());
+    }
+}
+
 #[test]
 fn load_balancers_learn_which_nodes_have_endpoints() {
     let (mut cluster, _) = Cluster::serving_nodes(2);

@@ -13,8 +13,10 @@
 //! ServiceProxy::run -> services and host ports into the node's table (services)
 //! PeerRoutes::run   -> routes and a tunnel to the other nodes' pods (peers)
 //! answer_others     -> tells other nodes what this one's table has let go of (settling)
+//! withdrawn         -> no service leads to a pod, and it has accepted what waited (backlog)
 //! ```
 
+mod backlog;
 pub(crate) mod blocks;
 pub mod dns;
 pub(crate) mod faults;
@@ -246,11 +248,18 @@ impl Network {
     }
 
     /// Resolves when no service leads to the pod any more: this node's table has let go of it, and so have those of
-    /// all other nodes that can say so.
-    pub(crate) async fn withdrawn(&self, uid: &str) {
+    /// all other nodes that can say so; and the pod has accepted what was led to it before. `namespace` is its
+    /// own network namespace, pinned.
+    pub(crate) async fn withdrawn(&self, uid: &str, namespace: Option<&Path>) {
         let inner = &self.inner;
-        if let Some(revision) = inner.services.withdrawal.withdrawn(uid).await {
-            inner.others.settled(inner.node_address, revision).await;
+        let Some(revision) = inner.services.withdrawal.withdrawn(uid).await else {
+            return;
+        };
+        inner.others.settled(inner.node_address, revision).await;
+        if let Some(namespace) = namespace
+            && let Err(error) = backlog::emptied(namespace).await
+        {
+            tracing::warn!(pod = uid, %error, "can't see whether connections to a pod that ends wait to be accepted");
         }
     }
 

@@ -101,8 +101,9 @@ pub trait PodNetwork: Send + Sync + 'static {
     /// again for a pod that is connected.
     async fn attach(&self, pod: &Pod, namespace: &Path) -> SeamResult<Vec<IpAddr>>;
 
-    /// Resolves when no service leads to the pod any more; at once when none does.
-    async fn withdrawn(&self, uid: &str);
+    /// Resolves when no service leads to the pod any more, and it has accepted what was led to its network
+    /// namespace; at once when no service ever did.
+    async fn withdrawn(&self, uid: &str, namespace: Option<&Path>);
 
     /// Takes the pod's link and address back; no error when it has none.
     async fn detach(&self, uid: &str) -> SeamResult<()>;

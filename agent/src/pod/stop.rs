@@ -31,7 +31,7 @@ const LEAST_GRACE: Duration = Duration::from_secs(2);
 
 /// How long a container may be kept running because services still lead to it: longer than it ever
 /// takes, shorter than anyone notices when the control plane is slow.
-const LONGEST_WITHDRAWAL: Duration = Duration::from_secs(2);
+const LONGEST_WITHDRAWAL: Duration = Duration::from_secs(3);
 
 impl Stop {
     /// preStop hook, stop signal, grace period, SIGKILL; returns when the container has ended.
@@ -95,15 +95,16 @@ impl Stop {
         std::future::pending().await
     }
 
-    /// Waits until no service leads to a pod that is deleted: a container that ended before would refuse
-    /// what is still sent to it. Its grace period goes on meanwhile.
+    /// Waits until no service leads to a pod that is deleted, and nothing waits to be accepted by it: a container
+    /// that ended before would refuse what is still sent to it. Its grace period goes on meanwhile.
     async fn withdrawn(&mut self) {
         if self.pod.metadata.deletion_timestamp.is_none() {
             return;
         }
         let uid = self.pod.metadata.uid.as_deref().unwrap_or_default();
+        let namespace = self.live.sandbox.network_namespace();
         tokio::select! {
-            () = self.node.network.withdrawn(uid) => {}
+            () = self.node.network.withdrawn(uid, namespace.as_deref()) => {}
             () = passed(&mut self.deadline) => {}
             () = tokio::time::sleep(LONGEST_WITHDRAWAL) => {
                 let pod = self.pod.metadata.name.as_deref();

@@ -210,16 +210,20 @@ fn as_many_packets_are_lost_as_were_asked_for_both_ways() {
         let [(victim, ip), (other, ip_of_other)] = pods(&network).await;
         let inside = victim.run(|| UdpSocket::bind("0.0.0.0:99").unwrap());
         let outside = other.run(|| UdpSocket::bind("0.0.0.0:99").unwrap());
-        // A socket holds fewer than 400 at once.
+        // A socket holds fewer than 400 at once, and the kernel's queue of a busy CPU is shared with all others.
         let passes = |from: &UdpSocket, to: &UdpSocket, address: Ipv4Addr| {
             let mut arrived = 0;
-            for _ in 0..4 {
-                for _ in 0..100 {
+            for _ in 0..20 {
+                for _ in 0..20 {
                     from.send_to(b"x", (address, 99)).unwrap();
                 }
-                while hears(to, SILENCE / 3) {
+                while hears(to, SILENCE / 10) {
                     arrived += 1;
                 }
+            }
+            // Stragglers.
+            while hears(to, SILENCE) {
+                arrived += 1;
             }
             arrived
         };
