@@ -15,12 +15,13 @@ import time
 
 import podman
 import unpack
+from namespaces import answers
 from processes import milliseconds, wait_for
 
 REGISTRY = """version: 0.1
 log: {{level: error, accesslog: {{disabled: true}}}}
 storage: {{filesystem: {{rootdirectory: {root}}}}}
-http: {{addr: "127.0.0.1:{port}", secret: measure}}
+http: {{addr: "{address}:{port}", secret: measure}}
 """
 CONTAINERD = """version = 2
 root = "{scratch}/root"
@@ -145,30 +146,24 @@ class Containerd:
 
 
 @contextlib.contextmanager
-def registry(scratch):
-    """An empty registry on a free port of 127.0.0.1."""
+def registry(scratch, address="127.0.0.1"):
+    """An empty registry on a free port of an address of this host."""
     with contextlib.closing(socket.socket()) as listener:
-        listener.bind(("127.0.0.1", 0))
+        listener.bind((address, 0))
         port = listener.getsockname()[1]
     config = f"{scratch}/registry.yml"
     with open(config, "w", encoding="utf-8") as file:
-        file.write(REGISTRY.format(root=f"{scratch}/registry", port=port))
+        file.write(REGISTRY.format(root=f"{scratch}/registry", address=address, port=port))
     server = subprocess.Popen(
         ["docker-registry", "serve", config],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        wait_for(lambda: answers(port))
-        yield f"127.0.0.1:{port}"
+        wait_for(lambda: answers((address, port)))
+        yield f"{address}:{port}"
     finally:
         server.terminate()
         server.wait()
-
-
-def answers(port):
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-        return True
-    return False
 
 
 def high_water_kb(pid):

@@ -12,7 +12,7 @@ import time
 from api import in_parallel
 from namespaces import Clients, answers, by_hand
 from processes import milliseconds, wait_for
-from skiff import PODS, Server, deployment, node_ready, ready
+from skiff import PODS, Server, deployment, node_ready, ready, service
 
 SERVICES = "/api/v1/namespaces/default/services"
 SLICES = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
@@ -62,13 +62,6 @@ def by_count(report, runs, images, binary, kubectl, scratch):
             reached(report, api, runs, count)
     finally:
         server.down()
-
-
-def service(name, selector=None):
-    spec = {"ports": [{"port": 80, "targetPort": 80}]}
-    if selector:
-        spec["selector"] = selector
-    return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec}
 
 
 def slice_of(name, ips):

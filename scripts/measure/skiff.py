@@ -20,6 +20,9 @@ SERVE = "trap 'exit 0' TERM; while :; do sleep 1000 & wait $!; done"
 class Server:
     """`skiff up` on a data directory, with a node on this host or several in namespaces of their own."""
 
+    # What the nodes' agents may do: nothing but what is measured asks a registry.
+    pulling = ["--offline"]
+
     def __init__(self, binary, kubectl, data_dir, nodes=0, log=None):
         self.binary, self.kubectl, self.data_dir, self.nodes = binary, kubectl, data_dir, nodes
         self.environment = {**os.environ, "RUST_LOG": log} if log else None
@@ -32,16 +35,18 @@ class Server:
         log = open(f"{self.data_dir}.log", "ab")  # noqa: SIM115 (the process keeps it)
         begin = time.perf_counter()
         self.process = subprocess.Popen(
-            [self.binary, "up", "--offline", "--data-dir", self.data_dir, "--listen", f"127.0.0.1:{self.port}",
-             *(["--nodes", str(self.nodes)] if self.nodes else [])],
+            [self.binary, *self.role(), "--data-dir", self.data_dir, "--listen", f"127.0.0.1:{self.port}"],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, env=self.environment,
         )  # fmt: skip
         line = self.process.stdout.readline()
         took = milliseconds(begin)
         log.close()
         if not line.startswith(b"ready"):
-            raise RuntimeError(f"skiff up did not become ready: see {self.data_dir}.log")
+            raise RuntimeError(f"skiff did not become ready: see {self.data_dir}.log")
         return took
+
+    def role(self):
+        return ["up", *self.pulling, *(["--nodes", str(self.nodes)] if self.nodes else [])]
 
     def api(self):
         return Api(self.kubectl, self.kubeconfig)
@@ -128,6 +133,13 @@ def pod_object(name):
         "metadata": {"name": name},
         "spec": {"containers": [container]},
     }
+
+
+def service(name, selector=None):
+    spec = {"ports": [{"port": 80, "targetPort": 80}]}
+    if selector:
+        spec["selector"] = selector
+    return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec}
 
 
 def deployment(name, replicas):
