@@ -3,6 +3,7 @@
 import argparse
 import os
 import platform
+import signal
 import sys
 import tempfile
 
@@ -11,6 +12,7 @@ import drills
 import podman
 import pull
 import runc
+import scheduler
 import services
 import skiff
 import unpack
@@ -24,33 +26,44 @@ def main():
     options.add_argument("--images", required=True, help="directory with nginx.tar and busybox.tar")
     options.add_argument("--output", default="target/bench.json", help="the JSON file (default: %(default)s)")
     options.add_argument("--runs", type=int, default=5, help="runs of each step (default: %(default)s)")
-    options.add_argument("--only", choices=["skiff", "services", "dns", "drills", "images", "podman", "runc"], action="append", help="measure just this (repeatable)")
+    options.add_argument("--only", choices=list(SUBJECTS), action="append", help="measure just this (repeatable)")
     args = options.parse_args()
-    subjects = args.only or ["skiff", "services", "dns", "drills", "images", "podman", "runc"]
+    subjects = args.only or list(SUBJECTS)
 
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupted)
     report = Report()
     report.header()
-    if "skiff" in subjects:
-        with tempfile.TemporaryDirectory(prefix="measure-skiff-", dir=os.path.dirname(args.output) or ".") as scratch:
-            skiff.measure(report, args.runs, args.images, args.skiff, args.kubectl, os.path.abspath(scratch))
-    if "services" in subjects:
-        with tempfile.TemporaryDirectory(prefix="measure-services-", dir=os.path.dirname(args.output) or ".") as scratch:
-            services.measure(report, args.runs, args.images, args.skiff, args.kubectl, os.path.abspath(scratch))
-    if "dns" in subjects:
-        with tempfile.TemporaryDirectory(prefix="measure-dns-", dir=os.path.dirname(args.output) or ".") as scratch:
-            dns.measure(report, args.runs, args.skiff, args.kubectl, os.path.abspath(scratch))
-    if "drills" in subjects:
-        with tempfile.TemporaryDirectory(prefix="measure-drills-", dir=os.path.dirname(args.output) or ".") as scratch:
-            drills.measure(report, args.runs, args.images, args.skiff, args.kubectl, os.path.abspath(scratch))
-    if "images" in subjects:
-        cache = os.path.abspath(os.path.dirname(args.output) or ".")
-        unpack.measure(report, args.runs, args.skiff, cache)
-        pull.measure(report, args.runs, args.skiff, cache)
-    if "podman" in subjects:
-        podman.measure(report, args.runs, args.images)
-    if "runc" in subjects:
-        runc.measure(report, args.runs * 2)
+    cache = os.path.abspath(os.path.dirname(args.output) or ".")
+    for subject in [subject for subject in SUBJECTS if subject in subjects]:
+        with tempfile.TemporaryDirectory(prefix=f"measure-{subject}-", dir=cache) as scratch:
+            SUBJECTS[subject](report, args, scratch, cache)
     report.write(args.output, host())
+
+
+def interrupted(number, _):
+    """What is measured is taken down as it always is; nothing may interrupt that."""
+    for other in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(other, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
+def images(report, args, _, cache):
+    unpack.measure(report, args.runs, args.skiff, cache)
+    pull.measure(report, args.runs, args.skiff, cache)
+
+
+# What can be measured, in this order.
+SUBJECTS = {
+    "skiff": lambda report, args, scratch, _: skiff.measure(report, args.runs, args.images, args.skiff, args.kubectl, scratch),
+    "scheduler": lambda report, args, scratch, _: scheduler.measure(report, args.runs, args.skiff, args.kubectl, scratch),
+    "services": lambda report, args, scratch, _: services.measure(report, args.runs, args.images, args.skiff, args.kubectl, scratch),
+    "dns": lambda report, args, scratch, _: dns.measure(report, args.runs, args.skiff, args.kubectl, scratch),
+    "drills": lambda report, args, scratch, _: drills.measure(report, args.runs, args.images, args.skiff, args.kubectl, scratch),
+    "images": images,
+    "podman": lambda report, args, *_: podman.measure(report, args.runs, args.images),
+    "runc": lambda report, args, *_: runc.measure(report, args.runs * 2),
+}
 
 
 def host():

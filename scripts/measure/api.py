@@ -97,6 +97,7 @@ class Watch:
     """The events of a collection, each with the moment it arrived."""
 
     def __init__(self, api, path):
+        self.path = path
         version = api.get(path)["metadata"]["resourceVersion"]
         self.connection = api._connect()
         separator = "&" if "?" in path else "?"
@@ -109,7 +110,7 @@ class Watch:
     def _read(self):
         try:
             for line in self.answer:
-                self.events.put((time.perf_counter(), json.loads(line)))
+                self.events.put((time.perf_counter(), line))
         except (OSError, ValueError, AttributeError, http.client.HTTPException):
             pass  # closed
 
@@ -117,9 +118,26 @@ class Watch:
         """The moment of the first event for which `wanted(type, object)` is true."""
         deadline = time.monotonic() + seconds
         while True:
-            at, event = self.events.get(timeout=max(0.001, deadline - time.monotonic()))
+            at, line = self._next(deadline)
+            event = json.loads(line)
             if wanted(event["type"], event["object"]):
                 return at
+
+    def moments(self, count, seconds=120):
+        """When each of the next objects came into the collection."""
+        deadline = time.monotonic() + seconds
+        moments = []
+        while len(moments) < count:
+            at, line = self._next(deadline)
+            if line.startswith(b'{"type":"ADDED"'):
+                moments.append(at)
+        return moments
+
+    def _next(self, deadline):
+        try:
+            return self.events.get(timeout=max(0.001, deadline - time.monotonic()))
+        except queue.Empty:
+            raise TimeoutError(f"what was waited for did not come by the watch of {self.path}") from None
 
     def close(self):
         # The reading thread holds the answer's lock until something arrives: end what it waits for.
