@@ -7,6 +7,7 @@
 //! Tests wait for conditions ([`wait`]); no test sleeps for luck and none asserts how long something took.
 
 mod cluster;
+mod drill_tasks;
 mod host;
 mod images;
 mod load;
@@ -20,12 +21,14 @@ mod deployment;
 mod dns;
 mod drill_command;
 mod drills;
+mod drills_agent;
 mod drills_api;
 mod drills_container;
 mod drills_examples;
 mod drills_honest;
 mod drills_network;
 mod drills_restarts;
+mod drills_supplies;
 mod durability;
 mod healing;
 mod inspection;
