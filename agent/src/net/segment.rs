@@ -31,7 +31,9 @@ use super::blocks::{nth, overlap};
 use super::netlink::{Netlink, Request};
 use super::nftables::{Field, Hook, Rule, Transaction};
 use super::node::{destinations, host_error, prepare};
-use super::veth::{add_route, bring_up, delete_group, delete_link, find_link, route_message};
+use super::veth::{
+    add_route, bring_up, delete_group, delete_link, find_link, locally_administered, route_message,
+};
 use crate::identity::Identity;
 use ipnet::Ipv4Net;
 
@@ -309,10 +311,14 @@ fn make_bridge(
     block: Ipv4Net,
 ) -> Result<(), NetworkError> {
     let doing = host_error("making the bridge");
+    let address = nth(block, 1).unwrap_or(block.network());
     let mut message = LinkMessage::default();
     message.attributes = vec![
         LinkAttribute::IfName(name.to_owned()),
         LinkAttribute::Group(identity.link_group()),
+        // One of its own: else it takes the lowest of its links', and changes it when that node is killed, so that
+        // all others send to an address that is gone until they find out.
+        LinkAttribute::Address(locally_administered(address).to_vec()),
         LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]),
     ];
     let create = RouteNetlinkMessage::NewLink(message);
@@ -320,7 +326,6 @@ fn make_bridge(
         .map_err(&doing)?;
     let made = find_link(host, name).map_err(&doing)?;
     let made = made.ok_or_else(|| doing(io::Error::from_raw_os_error(libc::ENODEV)))?;
-    let address = nth(block, 1).unwrap_or(block.network());
     host.apply(&[
         add_network(made.index, address, block.prefix_len()),
         bring_up(made.index),

@@ -113,7 +113,7 @@ impl PodLink {
                 LinkAttribute::IfName(POD_LINK.into()),
                 LinkAttribute::NetNsFd(netns.as_raw_fd()),
                 LinkAttribute::Mtu(self.mtu),
-                LinkAttribute::Address(pod_mac(self.address).to_vec()),
+                LinkAttribute::Address(locally_administered(self.address).to_vec()),
             ],
         );
         let link = link_message(
@@ -153,7 +153,7 @@ impl PodLink {
         [
             set_link(index, vec![forwards]),
             bring_up(index),
-            neighbour(index, self.address, pod_mac(self.address)),
+            neighbour(index, self.address, locally_administered(self.address)),
             add_route(route),
         ]
     }
@@ -178,8 +178,8 @@ impl PodLink {
     }
 }
 
-/// Locally administered, as unique as the address.
-fn pod_mac(address: Ipv4Addr) -> [u8; 6] {
+/// A link's address that is as unique as the IP address.
+pub(super) fn locally_administered(address: Ipv4Addr) -> [u8; 6] {
     let [a, b, c, d] = address.octets();
     [0x0a, 0x58, a, b, c, d]
 }
