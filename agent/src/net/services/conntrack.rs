@@ -1,11 +1,14 @@
-//! Stale UDP connections.
+//! Stale connections.
 //!
 //! The kernel remembers where the packets of a UDP "connection" go for as long as the client keeps
 //! sending, so a client would go on talking to an endpoint that is gone. After UDP endpoints changed, what
-//! the kernel remembers is compared with what is true, and what leads elsewhere is deleted. Numbers are
-//! from `linux/netfilter/nfnetlink_conntrack.h`.
+//! the kernel remembers is compared with what is true, and what leads elsewhere is deleted.
+//!
+//! Of other protocols, connections live on with the endpoint that they have. But one that was never answered is
+//! deleted when its endpoint is gone ([`super::lost`]). Numbers are from `linux/netfilter/nfnetlink_conntrack.h` and
+//! `nf_conntrack_common.h`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -17,8 +20,15 @@ use crate::net::netlink::{Netlink, Request, attributes};
 const SUBSYSTEM: u16 = 1 << 8;
 const GET: u16 = SUBSYSTEM | 1;
 const DELETE: u16 = SUBSYSTEM | 2;
+/// An attribute that holds others.
+const NESTED: u16 = 0x8000;
 const TUPLE_ORIGINAL: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
+const STATUS: u16 = 3;
+const STATUS_MASK: u16 = 26;
+/// Bits of a connection's status.
+const SEEN_REPLY: u32 = 1 << 1;
+const DESTINATION_NAT: u32 = 1 << 5;
 /// `struct nfgenmsg` for IPv4.
 const FAMILY_HEADER: [u8; 4] = [libc::AF_INET as u8, 0, 0, 0];
 
@@ -27,70 +37,101 @@ const FAMILY_HEADER: [u8; 4] = [libc::AF_INET as u8, 0, 0, 0];
 /// # Errors
 /// When the kernel's list can't be read; one that is gone before it is deleted is no error.
 pub(super) fn delete_stale(udp: &HashMap<Frontend, Vec<SocketAddrV4>>) -> io::Result<usize> {
+    delete_where(&[], |connection| connection.is_stale(udp))
+}
+
+/// Deletes every connection (of a protocol that has some) that was led to one of these endpoints and never answered;
+/// gives their number.
+///
+/// # Errors
+/// As [`delete_stale`].
+pub(super) fn delete_unanswered(gone: &HashSet<SocketAddrV4>) -> io::Result<usize> {
+    // The kernel sorts out the others; one that is too old to know how leaves that to us.
+    let mut unanswered = Vec::new();
+    attribute(&mut unanswered, STATUS, &DESTINATION_NAT.to_be_bytes());
+    let mask = DESTINATION_NAT | SEEN_REPLY;
+    attribute(&mut unanswered, STATUS_MASK, &mask.to_be_bytes());
+    delete_where(&unanswered, |connection| connection.is_unanswered(gone))
+}
+
+/// Of the connections that the kernel lists for a filter of its own.
+fn delete_where(filter: &[u8], wanted: impl Fn(&Connection) -> bool) -> io::Result<usize> {
     let netlink = Netlink::netfilter()?;
     let dump = Request {
         kind: GET,
         flags: NLM_F_DUMP,
-        payload: FAMILY_HEADER.to_vec(),
+        payload: [&FAMILY_HEADER, filter].concat(),
     };
-    let mut stale = Vec::new();
+    let mut found = Vec::new();
     netlink.dump_raw(&dump, |payload| {
         if let Some(connection) = Connection::read(payload)
-            && connection.is_stale(udp)
+            && wanted(&connection)
         {
-            stale.push(connection.original);
+            found.push(connection.original);
         }
     })?;
-    for tuple in &stale {
-        let mut payload = FAMILY_HEADER.to_vec();
-        payload.extend_from_slice(tuple);
+    for tuple in &found {
         let delete = Request {
             kind: DELETE,
             flags: NLM_F_ACK,
-            payload,
+            payload: [&FAMILY_HEADER, tuple.as_slice()].concat(),
         };
         match netlink.apply_one(delete) {
             Err(error) if error.raw_os_error() != Some(libc::ENOENT) => return Err(error),
             _ => {}
         }
     }
-    Ok(stale.len())
+    Ok(found.len())
+}
+
+/// Appends an attribute whose length is a multiple of four.
+fn attribute(to: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    to.extend(((value.len() + 4) as u16).to_ne_bytes());
+    to.extend(kind.to_ne_bytes());
+    to.extend_from_slice(value);
 }
 
 /// A connection, as far as it matters here.
 struct Connection {
     /// The attribute that names it.
     original: Vec<u8>,
+    protocol: u8,
     sent_to: SocketAddrV4,
     answers_from: SocketAddrV4,
+    status: u32,
 }
 
 impl Connection {
-    /// `None` unless it is one of UDP over IPv4.
+    /// `None` unless it is one over IPv4, of a protocol with ports.
     fn read(payload: &[u8]) -> Option<Self> {
         let body = payload.get(FAMILY_HEADER.len()..)?;
         let mut original = None;
         let mut reply = None;
+        let mut status = 0;
         for (kind, value) in attributes(body) {
             match kind {
                 TUPLE_ORIGINAL => original = Some((Tuple::read(value)?, value)),
                 TUPLE_REPLY => reply = Some(Tuple::read(value)?),
+                STATUS => status = u32::from_be_bytes(*value.first_chunk()?),
                 _ => {}
             }
         }
         let (first, value) = original?;
         let mut name = Vec::with_capacity(value.len() + 4);
-        name.extend(((value.len() + 4) as u16).to_ne_bytes());
-        name.extend((TUPLE_ORIGINAL | 0x8000).to_ne_bytes());
-        name.extend_from_slice(value);
+        attribute(&mut name, TUPLE_ORIGINAL | NESTED, value);
         Some(Self {
             original: name,
+            status,
+            protocol: first.protocol,
             sent_to: first.destination,
             answers_from: reply?.source,
         })
     }
 
     fn is_stale(&self, udp: &HashMap<Frontend, Vec<SocketAddrV4>>) -> bool {
+        if self.protocol != Protocol::Udp.number() {
+            return false;
+        }
         let frontend = |address| Frontend {
             address,
             protocol: Protocol::Udp,
@@ -109,10 +150,17 @@ impl Connection {
                 .is_some_and(|endpoints| redirected && !endpoints.contains(&self.answers_from)),
         }
     }
+
+    fn is_unanswered(&self, gone: &HashSet<SocketAddrV4>) -> bool {
+        self.protocol != Protocol::Udp.number()
+            && self.status & (DESTINATION_NAT | SEEN_REPLY) == DESTINATION_NAT
+            && gone.contains(&self.answers_from)
+    }
 }
 
 /// One direction of a connection.
 struct Tuple {
+    protocol: u8,
     source: SocketAddrV4,
     destination: SocketAddrV4,
 }
@@ -133,8 +181,8 @@ impl Tuple {
                 }
             }
         }
-        (protocol == Some(Protocol::Udp.number())).then_some(())?;
         Some(Self {
+            protocol: protocol?,
             source: SocketAddrV4::new(source?, from?),
             destination: SocketAddrV4::new(destination?, to?),
         })
@@ -156,6 +204,8 @@ mod tests {
     fn connection(sent_to: &str, answers_from: &str) -> Connection {
         Connection {
             original: Vec::new(),
+            protocol: Protocol::Udp.number(),
+            status: 0,
             sent_to: sent_to.parse().unwrap(),
             answers_from: answers_from.parse().unwrap(),
         }
@@ -183,5 +233,23 @@ mod tests {
         assert!(stale("192.0.2.1:30053", "10.42.0.6:5353"));
         assert!(!stale("192.0.2.1:30053", "192.0.2.1:30053"), "not ours");
         assert!(!stale("192.0.2.1:53", "10.42.0.6:5353"), "not ours");
+    }
+    #[test]
+    fn what_was_answered_or_leads_elsewhere_is_kept() {
+        let gone = HashSet::from(["10.42.0.6:80".parse().unwrap()]);
+        let unanswered = |from, protocol: Protocol, status| {
+            let connection = Connection {
+                protocol: protocol.number(),
+                status,
+                ..connection("10.43.0.10:80", from)
+            };
+            connection.is_unanswered(&gone)
+        };
+        assert!(unanswered("10.42.0.6:80", Protocol::Tcp, DESTINATION_NAT));
+        assert!(!unanswered("10.42.0.5:80", Protocol::Tcp, DESTINATION_NAT));
+        let answered = DESTINATION_NAT | SEEN_REPLY;
+        assert!(!unanswered("10.42.0.6:80", Protocol::Tcp, answered));
+        assert!(!unanswered("10.42.0.6:80", Protocol::Tcp, 0), "not ours");
+        assert!(!unanswered("10.42.0.6:80", Protocol::Udp, DESTINATION_NAT));
     }
 }

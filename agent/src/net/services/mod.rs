@@ -3,6 +3,7 @@
 //! ```text
 //! service_watch -> model -> program of each service that changed
 //!     -> tables: the difference -> one nftables transaction -> stale UDP connections deleted
+//!                                                           -> lost: a little later, unanswered others too
 //! ```
 //!
 //! [`model`] says which endpoints a service's packets may go to, [`program`] what that asks of the node's
@@ -12,6 +13,7 @@
 mod conntrack;
 mod health;
 mod layout;
+mod lost;
 mod model;
 mod program;
 mod proxy;

@@ -149,4 +149,17 @@ impl Program {
     pub(in crate::net) fn is_empty(&self) -> bool {
         self.chains.is_empty() && self.entries.is_empty()
     }
+
+    /// Where packets may be led.
+    pub(in crate::net) fn endpoints(&self) -> impl Iterator<Item = &SocketAddrV4> {
+        let spread = self.chains.values().filter_map(|chain| match chain {
+            Chain::Spread { endpoints, .. } => Some(endpoints),
+            Chain::Outside { .. } | Chain::Gate { .. } => None,
+        });
+        let alone = self.entries.values().filter_map(|target| match target {
+            Target::Endpoint(endpoint) => Some(endpoint),
+            _ => None,
+        });
+        spread.flatten().chain(alone)
+    }
 }

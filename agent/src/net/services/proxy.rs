@@ -13,6 +13,7 @@ use tokio::sync::{Notify, watch};
 
 use super::conntrack;
 use super::health::HealthServers;
+use super::lost::Lost;
 use super::model::{EndpointState, Service, Slice};
 use super::program::{Owner, Program, ServiceName};
 use super::tables::{Outcome, Tables};
@@ -38,6 +39,7 @@ pub(in crate::net) struct Services {
     /// `topology.kubernetes.io/zone` of this node; empty while there is none.
     zone: watch::Sender<Arc<str>>,
     pub(in crate::net) withdrawal: Withdrawal,
+    pub(in crate::net) lost: Lost,
 }
 
 impl Services {
@@ -48,6 +50,7 @@ impl Services {
             local_changed: Notify::new(),
             zone: watch::Sender::new("".into()),
             withdrawal: Withdrawal::default(),
+            lost: Lost::default(),
         }
     }
 
@@ -81,7 +84,7 @@ impl Services {
             return Ok(());
         };
         let outcome = tables.apply(updates)?;
-        delete_stale(tables, outcome);
+        self.forget(tables, outcome);
         Ok(())
     }
 
@@ -96,19 +99,38 @@ impl Services {
         };
         let outcome = tables.apply(updates)?;
         tables.take_over()?;
-        delete_stale(tables, outcome);
+        self.forget(tables, outcome);
         Ok(())
     }
-}
 
-fn delete_stale(tables: &Tables, outcome: Outcome) {
-    if !outcome.udp_changed {
-        return;
+    /// Has the kernel forget connections that lead where nobody is.
+    fn forget(&self, tables: &Tables, outcome: Outcome) {
+        self.lost.add(outcome.lost);
+        if !outcome.udp_changed {
+            return;
+        }
+        match conntrack::delete_stale(&tables.udp()) {
+            Ok(0) => {}
+            Ok(count) => tracing::debug!(count, "deleted stale UDP connections"),
+            Err(error) => tracing::warn!(%error, "stale UDP connections can't be deleted"),
+        }
     }
-    match conntrack::delete_stale(&tables.udp()) {
-        Ok(0) => {}
-        Ok(count) => tracing::debug!(count, "deleted stale UDP connections"),
-        Err(error) => tracing::warn!(%error, "stale UDP connections can't be deleted"),
+
+    /// The same with connections that were never answered, to endpoints that were lost a while ago. Blocking.
+    pub(in crate::net) fn forget_unanswered(&self, mut endpoints: HashSet<SocketAddrV4>) {
+        if let Some(tables) = &*lock(&self.tables) {
+            tables.retain_lost(&mut endpoints);
+        }
+        if endpoints.is_empty() {
+            return;
+        }
+        match conntrack::delete_unanswered(&endpoints) {
+            Ok(0) => {}
+            Ok(count) => tracing::debug!(count, "deleted connections that nobody answered"),
+            Err(error) => {
+                tracing::warn!(%error, "connections that nobody answered can't be deleted")
+            }
+        }
     }
 }
 
@@ -150,6 +172,23 @@ impl ServiceProxy {
 
     /// Runs until it is dropped; the table stays in force then.
     pub(crate) async fn run(self) {
+        tokio::join!(self.follow(), self.clean_up());
+    }
+
+    /// Has connections forgotten that nobody will answer.
+    async fn clean_up(&self) {
+        loop {
+            let endpoints = self.services.lost.due().await;
+            let services = self.services.clone();
+            let done = tokio::task::spawn_blocking(move || services.forget_unanswered(endpoints));
+            if let Err(panic) = done.await {
+                std::panic::resume_unwind(panic.into_panic());
+            }
+        }
+    }
+
+    /// Writes what changes.
+    async fn follow(&self) {
         let mut health = HealthServers::default();
         let mut retry = false;
         let mut zone = self.services.zone.subscribe();

@@ -8,7 +8,7 @@
 //! services; then it replaces the whole of it in one transaction. Connections do not notice: the kernel
 //! remembers where each goes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::net::SocketAddrV4;
 use std::sync::Arc;
@@ -38,10 +38,12 @@ pub(in crate::net) struct Tables {
 }
 
 /// What a change did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(in crate::net) struct Outcome {
     /// UDP packets go elsewhere than before.
     pub(in crate::net) udp_changed: bool,
+    /// Endpoints that an owner does not lead to any more.
+    pub(in crate::net) lost: HashSet<SocketAddrV4>,
 }
 
 impl Tables {
@@ -115,6 +117,13 @@ impl Tables {
         all
     }
 
+    /// Keeps those of the endpoints that nobody leads to.
+    pub(in crate::net) fn retain_lost(&self, endpoints: &mut HashSet<SocketAddrV4>) {
+        for endpoint in self.programs.values().flat_map(|p| p.endpoints()) {
+            endpoints.remove(endpoint);
+        }
+    }
+
     fn take(&mut self, owner: Owner, new: Program, changes: &mut Changes) {
         let old = self.programs.remove(&owner).unwrap_or_default();
         for (name, chain) in &new.chains {
@@ -142,6 +151,9 @@ impl Tables {
             }
         }
         changes.outcome.udp_changed |= old.udp != new.udp;
+        let kept: HashSet<_> = new.endpoints().collect();
+        let lost = old.endpoints().filter(|endpoint| !kept.contains(endpoint));
+        changes.outcome.lost.extend(lost);
         if !new.is_empty() {
             self.programs.insert(owner, Arc::new(new));
         }

@@ -425,6 +425,34 @@ fn udp_clients_move_when_their_endpoint_goes() {
 }
 
 #[test]
+fn connections_that_nobody_answered_are_led_anew_when_their_endpoint_goes() {
+    on_new_host(async || {
+        let mut node = Served::new(2).await;
+        node.service(cluster_ip());
+        let ips = node.ips();
+        node.endpoints("web", &ips[..1]);
+        node.sync();
+        // A pod that vanished: nobody refuses, nobody answers.
+        node.pods[0].namespace.ip("link set eth0 down");
+        let from = SocketAddr::from(([0, 0, 0, 0], 20_123));
+        let connect = async |patience| {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.bind(from).unwrap();
+            let connecting = socket.connect((VIP, 8080).into());
+            tokio::time::timeout(patience, connecting).await
+        };
+        assert!(connect(PATIENCE / 50).await.is_err(), "nobody is there");
+        let server = node.pods[1].namespace.serve();
+        node.endpoints("web", &ips[1..]);
+        node.sync();
+        let services = node.network.inner.services.clone();
+        services.forget_unanswered(services.lost.due().await);
+        connect(PATIENCE).await.unwrap().unwrap();
+        server.accept().unwrap();
+    });
+}
+
+#[test]
 fn a_service_can_lead_to_a_socket_of_the_node() {
     on_new_host(async || {
         let mut node = Served::new(1).await;
