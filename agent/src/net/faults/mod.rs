@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use self::netem::Handle;
 use super::nftables::{self, Transaction};
 use crate::identity::Identity;
 
@@ -84,7 +85,7 @@ impl PacketFault {
         task: &str,
     ) -> Result<(), PacketFaultError> {
         if let Self::Delay { pods, delay } = self {
-            return netem::delay(identity, pods, *delay);
+            return netem::delay(identity, Handle::of(task), pods, *delay);
         }
         let name = table_name(identity, task);
         let mut transaction = Transaction::on(&name);
@@ -103,7 +104,7 @@ impl PacketFault {
     /// When the kernel refuses.
     pub(crate) fn undo(&self, identity: &Identity, task: &str) -> Result<(), PacketFaultError> {
         if let Self::Delay { pods, .. } = self {
-            return netem::undo(identity, pods);
+            return netem::undo(identity, Handle::of(task), pods);
         }
         let name = table_name(identity, task);
         remove_table(&name).map_err(|source| PacketFaultError::Table {

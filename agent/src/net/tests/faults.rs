@@ -276,8 +276,12 @@ fn packets_are_delayed_or_it_is_said_why_not() {
         match &done {
             Ok(()) => {
                 assert!(answered() >= 2 * delay, "both ways");
+                // As an agent does whose predecessor was killed right after it.
+                fault.bring_about(&identity, TASK).unwrap();
                 let again = fault.bring_about(&identity, "another").unwrap_err();
                 assert!(matches!(again, PacketFaultError::Occupied { .. }));
+                // What was refused is undone too.
+                fault.undo(&identity, "another").unwrap();
                 assert!(answered() >= 2 * delay, "the refusal changed nothing");
             }
             Err(error) => {
