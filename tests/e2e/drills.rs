@@ -196,7 +196,7 @@ fn nodes_are_drained_and_crashed() {
     let crash = run(
         &mut cluster,
         "node-crash",
-        "  target: {kind: Deployment, name: web}\n  duration: 15s\n  seed: 4\n",
+        "  target: {kind: Deployment, name: web}\n  duration: 30s\n  seed: 4\n",
     );
     check(&crash);
     let node = crash["victims"][0].as_str().expect("a victim").to_owned();
@@ -208,6 +208,36 @@ fn nodes_are_drained_and_crashed() {
     assert_eq!(lost.len(), 1, "{crash:#}");
     let node = node.trim_start_matches("node/");
     crate::nodes::until_ready_is(&mut cluster, node, "True");
+}
+
+#[test]
+fn what_only_the_undo_mended_has_not_recovered() {
+    let mut cluster = Cluster::of_nodes(2);
+    // They stay where they are for five minutes, as Kubernetes has it.
+    cluster.apply(&TARGET.replace("tolerationSeconds: 0", "tolerationSeconds: 300"));
+    cluster.until_all_ready("app=web", 3);
+    let crash = run(
+        &mut cluster,
+        "node-crash",
+        "  target: {kind: Deployment, name: web}\n  duration: 3s\n",
+    );
+    assert_eq!(crash["result"], "Failed", "{crash:#}");
+    assert_eq!(crash["recovered"], false);
+    assert_eq!(crash["timeToRecover"], Value::Null);
+    let message = crash["message"].as_str().expect("why");
+    assert!(
+        message.starts_with("not recovered before the undo after "),
+        "{message}"
+    );
+    assert!(message.ends_with("by the undo"), "{message}");
+    assert!(at(&crash, "healed") > at(&crash, "undone"), "{crash:#}");
+    let told = crash["timeline"].as_array().expect("a timeline").iter();
+    assert!(
+        told.clone().all(|entry| entry["event"] != "recovered"),
+        "{crash:#}"
+    );
+    assert_eq!(crash["podsMoved"], 0);
+    cluster.until_all_ready("app=web", 3);
 }
 
 #[test]

@@ -404,6 +404,7 @@ pub struct DrillStatus {
     pub healed_at: Option<MicroTime>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub completed_at: Option<MicroTime>,
+    /// Whether the target recovered in time; of a crashed node: also before the node was started again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recovered: Option<bool>,
     /// Until the first status that shows the fault.
@@ -445,8 +446,8 @@ pub struct TimelineEntry {
     pub at: f64,
     /// Of the drill: `injected`, `refused`, `firstFailedProbe`, `detected`, `lastFailedProbe`, `recovered`, `undone`, `healed`.
     /// Of a pod: `created`, `scheduled`, `started`, `terminated` (a container), `ready`, `notReady`, `inService`,
-    /// `outOfService`, `terminating`, `deleted`. Of a node: `ready`, `notReady`, `pressure`, `relieved`, `cordoned`,
-    /// `uncordoned`. Of an Event: `event`, with its reason and message as the detail.
+    /// `outOfService`, `terminating`, `finished` (it ended by itself), `deleted`. Of a node: `ready`, `notReady`, `pressure`,
+    /// `relieved`, `cordoned`, `uncordoned`. Of an Event: `event`, with its reason and message as the detail.
     pub event: String,
     /// As `pod/web-1`, `node/n1`; empty when it is about the target as a whole.
     #[serde(default, skip_serializing_if = "String::is_empty")]

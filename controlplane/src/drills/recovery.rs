@@ -9,8 +9,11 @@
 //! | container-hang | the same, or that the fault is undone |
 //! | pod-delete, pod-evict | that each victim has left |
 //! | node-drain | that the target's pods have left the node |
-//! | node-crash | that the node's loss was noticed, or that it is back |
+//! | node-crash | that the node's loss was noticed, and that all of this came before the node was started again |
 //! | every other | that the fault is over, and a node that was hit is Ready and under no pressure |
+//!
+//! A crashed node that is started again brings its pods back with it. That is the doing of the drill, and no recovery of the
+//! cluster: [`Recovery::ByUndo`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,6 +57,8 @@ pub(super) enum Recovery {
     Settling(Timestamp),
     /// Since then.
     At(Timestamp),
+    /// The target is whole since `at`, but was not before the fault was undone.
+    ByUndo { at: Timestamp, why: String },
 }
 
 pub(super) fn judge(situation: &Situation<'_>) -> Recovery {
@@ -70,17 +75,51 @@ pub(super) fn judge(situation: &Situation<'_>) -> Recovery {
             Err(why) => return Recovery::Missing(why),
         }
     }
-    let Some(probe) = &situation.probe else {
-        return Recovery::At(at);
-    };
-    // Requests that were sent in the steady second have been answered by then, or have failed.
-    let settled = at + STEADY + probe.timeout.min(STEADY);
-    let is_told = probe.seen.is_some_and(|seen| seen >= settled);
-    if situation.now >= settled && is_told {
-        Recovery::At(at)
-    } else {
-        Recovery::Settling(settled)
+    if let Some(probe) = &situation.probe {
+        // Requests that were sent in the steady second have been answered by then, or have failed.
+        let settled = at + STEADY + probe.timeout.min(STEADY);
+        let is_told = probe.seen.is_some_and(|seen| seen >= settled);
+        if situation.now < settled || !is_told {
+            return Recovery::Settling(settled);
+        }
     }
+    match too_late(situation, at) {
+        Some(why) => Recovery::ByUndo { at, why },
+        None => Recovery::At(at),
+    }
+}
+
+/// What was not as it should be before the undo, if the cluster was to recover before it and did only afterwards.
+fn too_late(situation: &Situation<'_>, at: Timestamp) -> Option<String> {
+    if situation.kind != DrillKind::NodeCrash {
+        return None;
+    }
+    let undone = first_undone(situation.faults).filter(|undone| *undone <= at)?;
+    let unnoticed = situation.hit.iter().find(|victim| {
+        let noticed = loss_noticed(situation, victim);
+        noticed.is_none_or(|noticed| noticed >= undone)
+    });
+    Some(match unnoticed {
+        Some(victim) => format!("nobody had noticed that node/{} was gone", victim.node),
+        None => "the target was not whole".to_owned(),
+    })
+}
+
+/// When the undoing of the first of these began.
+pub(super) fn first_undone(faults: &[Arc<DrillTask>]) -> Option<Timestamp> {
+    let undone = faults.iter().filter_map(|task| {
+        let status = task.status.as_ref();
+        let ended = status.filter(|status| status.phase == TaskPhase::Ended)?;
+        let told = ended.ended_at.as_ref()?.0;
+        // An agent that crashed with its node tells of it only once it is back.
+        let is_back = task.spec.node_name.is_some();
+        Some(if is_back {
+            told.min(task.spec.until.0)
+        } else {
+            told
+        })
+    });
+    undone.min()
 }
 
 type Condition = Result<Timestamp, String>;

@@ -15,6 +15,7 @@ use skiff_dev::{
 
 use super::course::{Course, Moment, Stay};
 use super::observe::{Act, Active};
+use super::recovery;
 use super::tasks::objects_of;
 
 /// Entries of the timeline that follow from other things that are known.
@@ -45,6 +46,22 @@ pub(super) struct Facts<'a> {
 }
 
 impl Facts<'_> {
+    /// Notes since when all is as it was, the target being whole since `whole`; gives what is not.
+    pub(super) fn heal(
+        &mut self,
+        healed: Result<Timestamp, String>,
+        whole: Timestamp,
+    ) -> Option<String> {
+        match (self.healed, healed) {
+            (Some(_), _) => None,
+            (None, Ok(at)) => {
+                self.healed = Some(at.max(whole));
+                None
+            }
+            (None, Err(why)) => Some(why),
+        }
+    }
+
     /// The status as it is to be now.
     pub(super) fn status(&self) -> DrillStatus {
         let mut status = self.drill.status.clone().unwrap_or_default();
@@ -129,6 +146,7 @@ impl Facts<'_> {
                 Some(why) => add(act.at, "refused", object, why),
             }
         }
+        let lasts = self.drill.spec.drill.default_duration().is_some();
         for task in self.faults {
             let Some(status) = &task.status else { continue };
             let message = status.message.as_deref().unwrap_or_default();
@@ -136,7 +154,6 @@ impl Facts<'_> {
                 if let Some(at) = &status.started_at {
                     add(at.0, "injected", &object, message);
                 }
-                let lasts = self.drill.spec.drill.default_duration().is_some();
                 if let Some(at) = status.ended_at.as_ref().filter(|_| lasts) {
                     add(at.0, "undone", &object, "");
                 }
@@ -153,7 +170,9 @@ impl Facts<'_> {
             }
         }
         if let Some(at) = self.recovered {
-            add(at, "recovered", "", "");
+            let undone =
+                recovery::first_undone(self.faults).filter(|undone| lasts && *undone <= at);
+            add(at, "recovered", "", undone.map_or("", |_| "after the undo"));
         }
         if let Some(at) = self.healed {
             add(at, "healed", "", "");

@@ -75,6 +75,7 @@ fn no_text_is_drawn_over_another() {
             "never recovered",
             Report::of_one(samples::never_recovered()),
         ),
+        ("mended", Report::of_one(samples::mended())),
         ("nothing sent", Report::of_one(samples::nothing_sent())),
         ("crowded", Report::of_one(samples::crowded())),
         ("hostile", Report::of_one(samples::hostile())),

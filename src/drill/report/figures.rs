@@ -1,6 +1,6 @@
 //! Numbers as people read them.
 
-use skiff_dev::{Requests, TimelineEntry};
+use skiff_dev::{DrillStatus, Requests, TimelineEntry};
 
 /// A time from the injection: `+0.012s`, `-1.500s`.
 pub fn offset(seconds: f64) -> String {
@@ -103,6 +103,12 @@ pub fn words(event: &str) -> String {
 pub fn first<'a>(timeline: &'a [TimelineEntry], event: &str) -> Option<&'a TimelineEntry> {
     let found = timeline.iter().filter(|entry| entry.event == event);
     found.min_by(|a, b| a.at.total_cmp(&b.at))
+}
+
+/// How long after the injection the target was whole although it had not recovered: the undo mended it.
+pub fn mended(status: &DrillStatus) -> Option<f64> {
+    let healed = first(&status.timeline, "healed")?;
+    (status.recovered == Some(false)).then_some(healed.at)
 }
 
 #[cfg(test)]

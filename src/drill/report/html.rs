@@ -5,7 +5,7 @@
 
 use skiff_dev::{Drill, DrillResult, DrillStatus, TimelineEntry};
 
-use super::figures::{count, failures, first, grouped, offset, percent, span, words};
+use super::figures::{count, failures, first, grouped, mended, offset, percent, span, words};
 use super::markup::Markup;
 use super::picture::{self, Window};
 use super::verdict::{Verdict, status};
@@ -208,6 +208,15 @@ fn tiles(body: &mut Markup, status: &DrillStatus) {
             &span(seconds),
             "Ready, in service",
         ),
+        (None, Some(_)) if mended(status).is_some() => {
+            tile(
+                body,
+                "bad",
+                "Recovered",
+                "not by itself",
+                "the undo mended it",
+            );
+        }
         (None, Some(_)) => tile(body, "bad", "Recovered", "never", "within its time"),
         (None, None) => tile(body, "", "Recovered", "unknown", "it was not waited for"),
     }

@@ -164,6 +164,37 @@ pub fn node_crash() -> Drill {
     drill
 }
 
+/// A node crashed for a moment, and brought its pods back itself.
+pub fn mended() -> Drill {
+    let mut drill = node_crash();
+    drill.spec.expect = vec!["recovery<20s".into()];
+    let Some(status) = &mut drill.status else {
+        return drill;
+    };
+    status.result = Some(DrillResult::Failed);
+    status.message = Some(
+        "not recovered before the undo after 5s: the target was not whole; whole again after 6.4s, by the undo".into(),
+    );
+    status.recovered = Some(false);
+    status.time_to_recover = None;
+    (status.restarts, status.pods_moved) = (Some(1), Some(0));
+    let pod = "pod/web-6f7b9c-4xk2p";
+    status.timeline.truncate(5);
+    status.timeline.extend([
+        entry(5.0, "undone", "node/node-1", ""),
+        entry(6.3, "ready", pod, ""),
+        entry(6.4, "inService", pod, ""),
+        entry(6.4, "healed", "", ""),
+    ]);
+    status.spans = vec![
+        span(pod, "Ready", -2.0, Some(1.022)),
+        span(pod, "NotReady", 1.022, Some(6.3)),
+        span(pod, "Ready", 6.3, None),
+    ];
+    status.expectations = vec![judged("recovery<20s", false, "never")];
+    drill
+}
+
 /// Nobody mended it in time: no end of anything.
 pub fn never_recovered() -> Drill {
     let mut drill = recovered();

@@ -2,7 +2,7 @@
 
 use skiff_dev::{Drill, DrillKind, DrillStatus, Target, TargetKind};
 
-use super::figures::{count, failures, first, percent, span};
+use super::figures::{count, failures, first, mended, percent, span};
 use super::verdict::{Verdict, status};
 
 /// What is known of a kind of drill before it is run.
@@ -74,13 +74,18 @@ fn what_the_cluster_did(drill: &Drill, status: &DrillStatus, verdict: Verdict) -
         Some(seconds) => format!("The cluster noticed after {}", span(seconds)),
         None => "The cluster showed no sign of having noticed".to_owned(),
     };
-    match (status.recovered, status.time_to_recover) {
-        (Some(true), Some(seconds)) => text.push_str(&format!(
+    match (status.recovered, status.time_to_recover, mended(status)) {
+        (Some(true), Some(seconds), _) => text.push_str(&format!(
             ", and {} was whole again {} after the injection: as many Ready pods in service as before, and nothing failing any more.",
             target(&drill.spec.target),
             span(seconds)
         )),
-        (Some(false), _) => {
+        (Some(false), _, Some(healed)) => text.push_str(&format!(
+            ", and {} did not recover by itself: it was whole again {} after the injection, because the fault was undone.",
+            target(&drill.spec.target),
+            span(healed)
+        )),
+        (Some(false), _, None) => {
             let timeout = drill.spec.timeout.map_or(120.0, |time| time.0.as_secs_f64());
             text.push_str(&format!(
                 ", and {} did not recover within the {} that it was given.",
@@ -371,6 +376,15 @@ mod tests {
         );
         assert!(
             told.contains("1 was not met: recovery<5s (measured never)"),
+            "{told}"
+        );
+    }
+
+    #[test]
+    fn what_the_undo_mended_is_not_called_a_recovery() {
+        let told = paragraphs(&samples::mended()).join("\n");
+        assert!(
+            told.contains("did not recover by itself: it was whole again 6.400 s after the injection, because the fault was undone."),
             "{told}"
         );
     }

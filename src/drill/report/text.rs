@@ -6,7 +6,7 @@ use std::io::IsTerminal;
 
 use skiff_dev::{Drill, DrillStatus, EventCount, ExpectationResult, TimelineEntry};
 
-use super::figures::{count, failures, first, offset, span, words};
+use super::figures::{count, failures, first, mended, offset, span, words};
 use super::verdict::{Verdict, status};
 use super::{Entry, Report};
 use crate::output::Table;
@@ -221,11 +221,14 @@ fn facts(drill: &Drill, status: &DrillStatus, verdict: Verdict) -> Vec<(&'static
             "detected",
             since(status.time_to_detect, "nothing showed it"),
         ));
-        let never = match status.recovered {
-            Some(_) => "never within the time it had",
-            None => "not known yet",
+        let never = match (status.recovered, mended(status)) {
+            (Some(_), Some(healed)) => {
+                format!("not by itself; the undo mended it after {}", span(healed))
+            }
+            (Some(_), None) => "never within the time it had".to_owned(),
+            (None, _) => "not known yet".to_owned(),
         };
-        facts.push(("recovered", since(status.time_to_recover, never)));
+        facts.push(("recovered", since(status.time_to_recover, &never)));
     }
     if let Some(undone) = first(&status.timeline, "undone") {
         facts.push(("undone", format!("after {}", span(undone.at))));
@@ -392,6 +395,15 @@ mod tests {
 
     fn text_of(drill: Drill) -> String {
         report(&Report::of_one(drill), Marks::Ascii)
+    }
+
+    #[test]
+    fn what_the_undo_mended_is_not_called_a_recovery() {
+        let text = text_of(samples::mended());
+        assert!(
+            text.contains("recovered   not by itself; the undo mended it after 6.400 s"),
+            "{text}"
+        );
     }
 
     #[test]

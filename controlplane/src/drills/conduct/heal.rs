@@ -12,7 +12,7 @@ use crate::controllers::informer::ObjectKey;
 use crate::controllers::runner::Next;
 use crate::controllers::writes::{only, unless_gone};
 use crate::drills::recovery::{self, Recovery};
-use crate::drills::{acts, history, tasks, writer};
+use crate::drills::{acts, history, report, tasks, writer};
 
 /// How long the last word of a probe is waited for after it was told to end.
 const LAST_WORD: Duration = Duration::from_secs(10);
@@ -58,13 +58,20 @@ impl Conductor {
             match recovery {
                 Recovery::At(at) => {
                     facts.recovered = Some(at);
-                    facts.healed = facts.healed.or(healed.clone().ok().map(|h| h.max(at)));
+                    missing = facts.heal(healed, at).map(Shortfall::Beyond);
+                }
+                Recovery::ByUndo { at, why } => {
+                    let beyond = facts.heal(healed, at);
+                    let undone = recovery::first_undone(situation.faults).unwrap_or(at);
+                    missing = Some(Shortfall::OnlyByUndo {
+                        why,
+                        undone: report::seconds(undone, injected),
+                        whole: report::seconds(at, injected),
+                        beyond,
+                    });
                 }
                 Recovery::Settling(at) => look = Some(at),
-                Recovery::Missing(why) => missing = Some(why),
-            }
-            if facts.recovered.is_some() && facts.healed.is_none() {
-                missing = healed.err();
+                Recovery::Missing(why) => missing = Some(Shortfall::Target(why)),
             }
             Outlook {
                 injected: Some(injected),
@@ -107,7 +114,7 @@ impl Conductor {
     async fn conclude(
         &self,
         scene: Scene<'_>,
-        missing: Option<String>,
+        missing: Option<Shortfall>,
     ) -> Result<Step, kube::Error> {
         let measuring = scene.tasks.probe.iter().chain(&scene.tasks.writes);
         let mut waiting = None;
@@ -156,7 +163,7 @@ impl Conductor {
     }
 
     /// What a drill that was carried out fell short of, in a sentence.
-    fn shortcoming(&self, scene: &Scene<'_>, missing: Option<String>) -> Option<String> {
+    fn shortcoming(&self, scene: &Scene<'_>, missing: Option<Shortfall>) -> Option<String> {
         let silent = scene.tasks.faults.iter().find(|task| !tasks::is_over(task));
         if let Some(task) = silent {
             let node = task
@@ -168,12 +175,7 @@ impl Conductor {
                 "{node} has not said that it undid its part; it does so as soon as it can"
             ));
         }
-        let why = missing?;
-        if scene.status.recovered == Some(true) {
-            return Some(format!("the target recovered, but {why}"));
-        }
-        let timeout = skiff_dev::GoDuration(scene.timeout());
-        Some(format!("not recovered within {timeout}: {why}"))
+        Some(missing?.told(skiff_dev::GoDuration(scene.timeout())))
     }
 
     async fn uncordon(&self, scene: &Scene<'_>) -> Result<(), kube::Error> {
@@ -249,7 +251,45 @@ struct Outlook {
     /// When to look again.
     look: Option<Timestamp>,
     is_over: bool,
-    /// What is not as it was.
-    missing: Option<String>,
+    /// What is not as it was, or was not in time.
+    missing: Option<Shortfall>,
     status: skiff_dev::DrillStatus,
+}
+
+/// What a drill falls short of.
+enum Shortfall {
+    /// The target is not whole.
+    Target(String),
+    /// The target recovered, and something else is not as it was, such as a node that has to start again.
+    Beyond(String),
+    /// The target became whole only when the fault was undone; times are seconds from the injection.
+    OnlyByUndo {
+        why: String,
+        undone: f64,
+        whole: f64,
+        beyond: Option<String>,
+    },
+}
+
+impl Shortfall {
+    fn told(&self, timeout: skiff_dev::GoDuration) -> String {
+        match self {
+            Self::Target(why) => format!("not recovered within {timeout}: {why}"),
+            Self::Beyond(why) => format!("the target recovered, but {why}"),
+            Self::OnlyByUndo {
+                why,
+                undone,
+                whole,
+                beyond,
+            } => {
+                let mut text = format!(
+                    "not recovered before the undo after {undone}s: {why}; whole again after {whole}s, by the undo"
+                );
+                if let Some(beyond) = beyond {
+                    text.push_str(&format!(", but {beyond}"));
+                }
+                text
+            }
+        }
+    }
 }

@@ -206,6 +206,53 @@ fn a_crashed_node_has_to_be_noticed() {
 }
 
 #[test]
+fn what_a_crashed_node_brings_back_itself_is_no_recovery() {
+    let why = |made: &Made, whole| match made.judge(100_000) {
+        Recovery::ByUndo { at: since, why } => {
+            assert_eq!(since, at(whole));
+            why
+        }
+        other => panic!("{other:?}"),
+    };
+    let mut unnoticed = made(DrillKind::NodeCrash);
+    unnoticed.undo(500);
+    assert_eq!(
+        why(&unnoticed, 500),
+        "nobody had noticed that node/n1 was gone"
+    );
+    let mut late = made(DrillKind::NodeCrash);
+    late.undo(500);
+    late.course.see_node(at(600), &node("n1", "Unknown"));
+    late.course.see_node(at(800), &node("n1", "True"));
+    assert_eq!(why(&late, 600), "nobody had noticed that node/n1 was gone");
+
+    let mut waiting = made(DrillKind::NodeCrash);
+    waiting.course.see_node(at(1000), &node("n1", "Unknown"));
+    waiting.see(1001, running(pod("a", "n1", "Running"), 0));
+    waiting.undo(5000);
+    assert_eq!(waiting.missing(), "1 of 2 pods are Ready");
+    waiting.see(5900, running(pod("a", "n1", "Ready"), 1));
+    assert_eq!(why(&waiting, 5900), "the target was not whole");
+
+    let mut moved = made(DrillKind::NodeCrash);
+    moved.course.see_node(at(1000), &node("n1", "Unknown"));
+    moved.see(1001, running(pod("a", "n1", "Running"), 0));
+    moved.see(4900, running(pod("c", "n2", "Ready"), 0));
+    moved.undo(5000);
+    assert_eq!(moved.judge(100_000), Recovery::At(at(4900)));
+}
+
+#[test]
+fn an_agent_that_crashed_was_back_when_its_time_was_over() {
+    let mut task = DrillTask::clone(&task(TaskPhase::Ended, Some(5300)));
+    assert_eq!(first_undone(&[Arc::new(task.clone())]), Some(at(5300)));
+    task.spec.node_name = Some("n1".into());
+    task.spec.until = MicroTime(at(5000));
+    assert_eq!(first_undone(&[Arc::new(task)]), Some(at(5000)));
+    assert_eq!(first_undone(&[self::task(TaskPhase::Active, None)]), None);
+}
+
+#[test]
 fn what_lasts_is_over_only_when_it_is_undone() {
     use DrillKind as Kind;
     let lasting = [
