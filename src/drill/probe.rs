@@ -11,8 +11,8 @@ pub struct ProbeArgs {
     /// Service, `http` or `tcp` for how to ask the Service, `off` to ask nothing
     #[arg(long, value_name = "URL|http|tcp|off")]
     probe: Option<ProbeChoice>,
-    /// The Service to ask [default: the one that selects the target's pods]
-    #[arg(long, value_name = "NAME")]
+    /// The Service to ask [default: the first one that selects the target's pods]
+    #[arg(long, value_name = "[NAMESPACE/]NAME")]
     service: Option<String>,
     /// The port to ask [default: the Service's first]
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]

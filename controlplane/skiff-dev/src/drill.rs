@@ -332,7 +332,8 @@ pub struct ProbeSpec {
     /// Don't probe, even if the target has a Service.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub off: bool,
-    /// The Service to ask, in the target's namespace; the one that selects the target's pods if not given.
+    /// The Service to ask, in the target's namespace (of a node: `default`), or as `NAMESPACE/NAME`; the first one that
+    /// selects the target's pods if not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
     /// An address to ask instead of a Service: an IP or name that the nodes can reach.

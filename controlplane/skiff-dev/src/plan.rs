@@ -1,5 +1,7 @@
 //! What the drill controller decided before it broke anything.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use serde::{Deserialize, Serialize};
 
@@ -69,6 +71,9 @@ pub struct PlannedProbe {
     /// The Service that leads to the target, as `default/web`; empty when an address is asked.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub service: String,
+    /// The labels of the pods that it leads to; those of the target's pods that it does not lead to have to be Ready only.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub selector: BTreeMap<String, String>,
     pub node: String,
     pub target: ProbeTarget,
     /// Requests a second.

@@ -58,6 +58,8 @@ pub(super) struct Course {
     hit_nodes: HashSet<String>,
     /// The uids of the pods that the Service leads to; `None` without a Service.
     served: Option<HashSet<String>>,
+    /// The Service's namespace, and the labels of the pods that it selects.
+    selector: (String, BTreeMap<String, String>),
     /// How many pods there were before the fault, Ready and in the service.
     baseline: Option<i64>,
     whole_since: Option<Timestamp>,
@@ -71,13 +73,17 @@ pub(super) struct Course {
 impl Course {
     /// The record of a drill that begins, or of one that another process began, with what that one wrote down.
     pub(super) fn new(plan: &DrillPlan, moments: Vec<Moment>, stays: Vec<Stay>) -> Self {
-        let has_service = plan.probe.as_ref().is_some_and(|p| !p.service.is_empty());
+        let probe = plan.probe.as_ref();
+        let service = probe.and_then(|probe| Some((probe.service.split_once('/')?.0, probe)));
         let whole = plan.victims.iter().filter(|victim| victim.pod.is_none());
         Self {
             members: Membership::new(plan.scope.clone()),
             victims: plan.victims.iter().map(plan::object_of).collect(),
             hit_nodes: whole.map(|victim| victim.node.clone()).collect(),
-            served: has_service.then(HashSet::new),
+            served: service.map(|_| HashSet::new()),
+            selector: service.map_or_else(Default::default, |(namespace, probe)| {
+                (namespace.to_owned(), probe.selector.clone())
+            }),
             baseline: plan.baseline.as_ref().map(|baseline| baseline.ready),
             whole_since: plan.whole_since.as_ref().map(|since| since.0),
             moments,
@@ -131,9 +137,11 @@ impl Course {
             self.note(at, "created", &object, "");
             self.pods.insert(uid.clone(), PodTrack::new(object));
         }
+        let is_selected = self.selects(seen);
         let Some(track) = self.pods.get_mut(&uid) else {
             return false;
         };
+        track.is_selected = is_selected;
         let news = track.update(at, seen, self.is_taking_in);
         let (object, state) = (track.object.clone(), track.state.clone());
         for (event, detail) in &news.events {
@@ -142,6 +150,16 @@ impl Course {
         self.stay(at, &object, &state);
         self.count(at);
         news.is_any
+    }
+
+    /// Whether the Service is to lead to a pod.
+    fn selects(&self, pod: &Pod) -> bool {
+        let (namespace, selector) = &self.selector;
+        let labels = pod.metadata.labels.as_ref();
+        let has = |(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value);
+        !selector.is_empty()
+            && pod.metadata.namespace.as_ref() == Some(namespace)
+            && selector.iter().all(has)
     }
 
     /// Notes that a pod is gone.
@@ -221,14 +239,16 @@ impl Course {
         baseline
     }
 
-    /// How many pods are Ready and, if there is a Service, in it.
+    /// How many pods are Ready and, if the Service selects them, in it.
     pub(super) fn ready(&self) -> i64 {
         let is_served = |uid: &String| {
             let served = self.served.as_ref();
             served.is_none_or(|served| served.contains(uid))
         };
         let ready = self.pods.iter().filter(|(uid, pod)| {
-            pod.left_at.is_none() && pod.ready_since.is_some() && is_served(uid)
+            pod.left_at.is_none()
+                && pod.ready_since.is_some()
+                && (!pod.is_selected || is_served(uid))
         });
         i64::try_from(ready.count()).unwrap_or(i64::MAX)
     }

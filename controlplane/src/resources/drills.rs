@@ -336,7 +336,12 @@ fn probe(probe: &Value) -> Vec<FieldError> {
         errors.push(forbidden("spec.probe.host", why));
     }
     if !service.is_empty() {
-        let faults = syntax::dns_1035_label(service);
+        let (namespace, name) = match service.split_once('/') {
+            Some((namespace, name)) => (Some(namespace), name),
+            None => (None, service),
+        };
+        let mut faults = syntax::dns_1035_label(name);
+        faults.extend(namespace.into_iter().flat_map(syntax::dns_label));
         let why = |why: &String| invalid("spec.probe.service", &json!(service), why);
         errors.extend(faults.iter().map(why));
     }

@@ -15,6 +15,8 @@ pub(in crate::drills) struct PodTrack {
     pub(in crate::drills) object: String,
     pub(in crate::drills) node: String,
     pub(in crate::drills) state: String,
+    /// Whether the Service that is asked is to lead to it.
+    pub(super) is_selected: bool,
     pub(in crate::drills) ready_since: Option<Timestamp>,
     /// Since when it serves no more: it is being deleted, has finished or is gone.
     pub(in crate::drills) left_at: Option<Timestamp>,

@@ -28,6 +28,7 @@ fn plan(service: &str) -> DrillPlan {
         },
         probe: (!service.is_empty()).then(|| PlannedProbe {
             service: service.into(),
+            selector: [("app".to_owned(), "web".to_owned())].into(),
             ..PlannedProbe::default()
         }),
         ..DrillPlan::default()
@@ -259,4 +260,32 @@ fn events_are_counted_from_the_drills_begin() {
     assert_eq!(counted, [("pod/a".to_owned(), 2), ("pod/c".to_owned(), 1)]);
     assert!(course.events()[0].message.chars().count() <= 201);
     assert_eq!(course.event_moments().len(), 2);
+}
+
+#[test]
+fn pods_that_the_service_does_not_select_only_have_to_be_ready() {
+    let mut course = Course::new(&plan("default/web"), Vec::new(), Vec::new());
+    let mut other = running(pod("other", "n1", "Ready"), 0);
+    other.metadata.labels = Some([("app".to_owned(), "other".to_owned())].into());
+    let mut elsewhere = running(pod("elsewhere", "n1", "Ready"), 0);
+    elsewhere.metadata.namespace = Some("shop".into());
+    course.take_in(at(0), |course| {
+        for seen in [
+            &running(pod("a", "n1", "Ready"), 0),
+            &running(pod("b", "n2", "Ready"), 0),
+            &other,
+            &elsewhere,
+        ] {
+            course.see_pod(at(0), seen, &alone);
+        }
+        course.see_service(at(0), ["uid-a".to_owned()].into());
+    });
+    // All but `b`, to which the Service should lead and does not.
+    assert_eq!(course.set_baseline(at(100)).ready, 3);
+    let mut ended = other.clone();
+    ended.status = running(pod("other", "n1", "Running"), 0).status;
+    course.see_pod(at(200), &ended, &alone);
+    assert_eq!((course.ready(), course.whole_since()), (2, None));
+    course.see_pod(at(300), &other, &alone);
+    assert_eq!(course.whole_since(), Some(at(300)));
 }

@@ -1,7 +1,7 @@
 //! What is probed while a drill runs, and from where.
 //!
-//! The target's Service is the first one by name, in the target's namespace, that selects one of its pods and has a
-//! cluster address and a TCP port; `spec.probe` may name another Service, another port, or an address instead. A port
+//! The target's Service is the first one by namespace and name (the system's own come last) that selects one of its pods and
+//! has a cluster address and a TCP port; `spec.probe` may name another Service, another port, or an address instead. A port
 //! speaks HTTP if the container behind it has an HTTP readiness probe on it (whose path is asked), if it is named
 //! `http` or says so by its `appProtocol`, or if it is 80 or 8080; else a TCP connection is a good answer.
 
@@ -33,7 +33,12 @@ pub(super) fn plan(
         Some(host) => Some(address(host, wanted)),
         None => service(wanted, found, world)?,
     };
-    let Some((service, mut target)) = asked else {
+    let Some(Asked {
+        service,
+        selector,
+        mut target,
+    }) = asked
+    else {
         return Ok(None);
     };
     if let Some(scheme) = wanted.scheme {
@@ -44,6 +49,7 @@ pub(super) fn plan(
     }
     Ok(Some(PlannedProbe {
         service,
+        selector,
         node: prober(victims, world)?,
         target,
         rate: wanted.rate.unwrap_or(RATE),
@@ -51,7 +57,15 @@ pub(super) fn plan(
     }))
 }
 
-fn address(host: &str, wanted: &ProbeSpec) -> (String, ProbeTarget) {
+/// What is asked.
+struct Asked {
+    /// The Service's full name, and what it selects, if it is one.
+    service: String,
+    selector: BTreeMap<String, String>,
+    target: ProbeTarget,
+}
+
+fn address(host: &str, wanted: &ProbeSpec) -> Asked {
     let port = wanted.port.and_then(|port| u16::try_from(port).ok());
     let port = port.unwrap_or(80);
     let target = ProbeTarget {
@@ -60,38 +74,59 @@ fn address(host: &str, wanted: &ProbeSpec) -> (String, ProbeTarget) {
         port,
         path: "/".into(),
     };
-    (String::new(), target)
+    Asked {
+        service: String::new(),
+        selector: BTreeMap::new(),
+        target,
+    }
 }
 
-fn service(
-    wanted: &ProbeSpec,
-    found: &Found,
-    world: &World,
-) -> Result<Option<(String, ProbeTarget)>, Refusal> {
-    let here = |service: &&Service| {
-        service.metadata.namespace.as_deref() == Some(found.namespace.as_str())
-    };
-    let services = world.services.iter().map(|service| &**service);
-    let mut services: Vec<&Service> = services.filter(here).collect();
-    services.sort_by_key(|service| service.metadata.name.clone());
+fn service(wanted: &ProbeSpec, found: &Found, world: &World) -> Result<Option<Asked>, Refusal> {
+    let mut services = world.services.iter().map(|service| &**service);
     if let Some(name) = &wanted.service {
-        let mut named = services.into_iter();
-        let named = named.find(|service| service.metadata.name.as_ref() == Some(name));
-        let full_name = format!("{}/{name}", found.namespace);
+        let full_name = match name.contains('/') {
+            true => name.clone(),
+            false => format!("{}/{name}", found.namespace),
+        };
+        let named = services.find(|service| name_of(service) == full_name);
         let service = named.ok_or_else(|| Refusal::NoService(full_name.clone()))?;
-        let target = ask(service, wanted, found).map_err(|why| Refusal::Unprobeable {
-            service: full_name.clone(),
+        let target = ask(service, wanted, found);
+        let asked = target.map(|target| asked(service, target));
+        return asked.map(Some).map_err(|why| Refusal::Unprobeable {
+            service: full_name,
             why,
-        })?;
-        return Ok(Some((full_name, target)));
+        });
     }
+    // The pods of a node may be of any namespace.
     let leads_here = |service: &&Service| found.pods.iter().any(|pod| selects(service, pod));
-    let mut probed = services.into_iter().filter(leads_here);
+    let mut probed: Vec<&Service> = services.filter(leads_here).collect();
+    probed.sort_by_key(|service| {
+        let is_system = service.metadata.namespace.as_deref() == Some("kube-system");
+        (is_system, name_of(service))
+    });
+    let mut probed = probed.into_iter();
     Ok(probed.find_map(|service| {
         let target = ask(service, wanted, found).ok()?;
-        let name = service.metadata.name.as_deref().unwrap_or_default();
-        Some((format!("{}/{name}", found.namespace), target))
+        Some(asked(service, target))
     }))
+}
+
+fn asked(service: &Service, target: ProbeTarget) -> Asked {
+    let spec = service.spec.as_ref();
+    Asked {
+        service: name_of(service),
+        selector: spec
+            .and_then(|spec| spec.selector.clone())
+            .unwrap_or_default(),
+        target,
+    }
+}
+
+/// As `default/web`.
+fn name_of(service: &Service) -> String {
+    let meta = &service.metadata;
+    let namespace = meta.namespace.as_deref().unwrap_or_default();
+    format!("{namespace}/{}", meta.name.as_deref().unwrap_or_default())
 }
 
 /// How a Service is asked.
@@ -178,8 +213,10 @@ fn selects(service: &Service, pod: &Pod) -> bool {
         .and_then(|spec| spec.selector.as_ref());
     let none = BTreeMap::new();
     let labels = pod.metadata.labels.as_ref().unwrap_or(&none);
+    let is_near = service.metadata.namespace == pod.metadata.namespace;
     selector.is_some_and(|selector| {
-        !selector.is_empty()
+        is_near
+            && !selector.is_empty()
             && selector
                 .iter()
                 .all(|(key, value)| labels.get(key) == Some(value))

@@ -182,6 +182,48 @@ fn the_probe_goes_to_the_service_from_a_node_that_is_left_alone() {
 }
 
 #[test]
+fn a_nodes_service_may_be_of_any_namespace() {
+    let mut world = world();
+    let service = |namespace: &str, name: &str, app: &str| {
+        let service = json!({"metadata": {"name": name, "namespace": namespace},
+            "spec": {"clusterIP": "10.43.0.9", "selector": {"app": app}, "ports": [{"port": 9000}]}});
+        Arc::new(serde_json::from_value::<Service>(service).unwrap())
+    };
+    let put = |world: &mut World, name: &str, namespace: &str| {
+        let mut put = pod(name, "n1", "Ready");
+        put.metadata.namespace = Some(namespace.into());
+        world.pods.push(Arc::new(put));
+    };
+    // Only the one of its own namespace leads to a pod, whatever its labels are.
+    world.pods.retain(|pod| node_name(pod) != Some("n1"));
+    put(&mut world, "shop", "shop");
+    put(&mut world, "system", "kube-system");
+    world.services.extend([
+        service("kube-system", "a", "web"),
+        service("shop", "z", "web"),
+        service("shop", "y", "web"),
+        service("shop", "a", "else"),
+    ]);
+    let planned = |probe: Value| {
+        let target = json!({"kind": "Node", "name": "n1"});
+        let crash = drill(json!({"drill": "node-crash", "target": target, "probe": probe}));
+        plan(&crash, &world, 1).map(|plan| plan.probe.unwrap())
+    };
+    let found = planned(json!({})).unwrap();
+    assert_eq!(found.service, "shop/y");
+    assert_eq!(found.selector["app"], "web");
+    let named = |name: &str| planned(json!({"service": name})).map(|probe| probe.service);
+    assert_eq!(named("shop/z").unwrap(), "shop/z");
+    assert_eq!(named("kube-system/a").unwrap(), "kube-system/a");
+    assert_eq!(named("web").unwrap(), "default/web");
+    let missing = named("z").unwrap_err();
+    assert_eq!(
+        missing.to_string(),
+        "there is no Service default/z to probe"
+    );
+}
+
+#[test]
 fn a_readiness_probe_tells_how_to_ask() {
     let mut world = world();
     let spec = json!({"nodeName": "n1", "containers": [{"name": "main",

@@ -238,6 +238,7 @@ fn a_probe_can_be_sent() {
     for right in [
         json!({"off": true}),
         json!({"service": "web", "port": 80, "path": "/health?full=1"}),
+        json!({"service": "0-shop/web"}),
         json!({"host": "10.0.0.1", "port": 5432, "scheme": "TCP", "rate": 1000, "timeout": "60s"}),
         json!({"host": "db.example", "port": 1}),
         json!({"host": "fd00::1", "port": 65535}),
@@ -251,6 +252,9 @@ fn a_probe_can_be_sent() {
             "spec.probe.host",
         ),
         (json!({"service": "1web"}), "spec.probe.service"),
+        (json!({"service": "shop/web/1"}), "spec.probe.service"),
+        (json!({"service": "Shop/web"}), "spec.probe.service"),
+        (json!({"service": "/web"}), "spec.probe.service"),
         (json!({"host": "a"}), "spec.probe.port"),
         (json!({"host": "a b", "port": 1}), "spec.probe.host"),
         (json!({"host": "a;rm -rf /", "port": 1}), "spec.probe.host"),
