@@ -7,7 +7,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use futures::StreamExt;
-use futures::future::{Fuse, FutureExt};
+use futures::future::{Fuse, FusedFuture, FutureExt};
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::WatchStreamExt;
@@ -62,9 +62,7 @@ pub async fn follow(
             done = &mut cancelling => done?,
             _ = signals.next() => {
                 if cancelled {
-                    progress.note(&format!(
-                        "left; drill {name} goes on being undone: see `skiff drill report {name}`, or ask again with `skiff drill heal`"
-                    ));
+                    progress.note(&farewell(name, cancelling.is_terminated()));
                     return Ok(Followed::Left);
                 }
                 cancelled = true;
@@ -72,6 +70,18 @@ pub async fn follow(
                 cancelling.set(cancel(drills, name).fuse());
             }
         }
+    }
+}
+
+/// What becomes of a drill that is left before it is over.
+fn farewell(name: &str, is_cancelled: bool) -> String {
+    match is_cancelled {
+        true => format!(
+            "left; drill {name} goes on being undone: see `skiff drill report {name}`, or wait for it with `skiff drill heal`"
+        ),
+        false => format!(
+            "left; the API could not be told to cancel drill {name}, which goes on to its end: `skiff drill heal` undoes it before"
+        ),
     }
 }
 
@@ -124,7 +134,7 @@ fn is_passing(error: &kube::Error) -> bool {
 }
 
 /// Always the same short time.
-struct Retry;
+pub struct Retry;
 
 impl Iterator for Retry {
     type Item = Duration;

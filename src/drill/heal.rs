@@ -10,12 +10,13 @@ use clap::Args;
 use futures::StreamExt;
 use futures::future::join_all;
 use kube::api::{ListParams, Patch, PatchParams};
+use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::watch_object;
 use kube::{Api, Client};
 use serde_json::json;
 use skiff_dev::{Drill, DrillTask, GoDuration, TaskPhase};
 
-use super::follow::{cancel, is_over};
+use super::follow::{Retry, cancel, is_over};
 use super::local;
 use super::submit::in_words;
 use crate::api_client::ApiArgs;
@@ -154,7 +155,7 @@ async fn stop(tasks: &Api<DrillTask>, name: &str) -> anyhow::Result<()> {
 }
 
 async fn until_ended(tasks: &Api<DrillTask>, name: &str) {
-    let mut states = std::pin::pin!(watch_object(tasks.clone(), name));
+    let mut states = std::pin::pin!(watch_object(tasks.clone(), name).backoff(Retry));
     while let Some(state) = states.next().await {
         match state {
             Ok(Some(task)) if is_ended(&task) => return,
@@ -165,7 +166,7 @@ async fn until_ended(tasks: &Api<DrillTask>, name: &str) {
 }
 
 async fn until_over(drills: &Api<Drill>, name: &str) {
-    let mut states = std::pin::pin!(watch_object(drills.clone(), name));
+    let mut states = std::pin::pin!(watch_object(drills.clone(), name).backoff(Retry));
     while let Some(state) = states.next().await {
         match state {
             Ok(Some(drill)) if is_over(&drill) => return,

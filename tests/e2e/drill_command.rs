@@ -133,6 +133,10 @@ fn a_drill_is_run_reported_and_remembered() {
         "{progress}"
     );
     assert!(progress.contains("+0.000s injected pod/web-"), "{progress}");
+    assert!(
+        progress.contains("wrote page.html\n") && progress.contains("wrote drill.xml\n"),
+        "{progress}"
+    );
 
     let read = |file: &str| std::fs::read_to_string(cluster.scratch().join(file)).expect(file);
     let page = read("page.html");
@@ -188,6 +192,13 @@ fn what_is_wrong_is_told_before_anything_is_touched() {
         2,
         "/nowhere/page.html",
     );
+    // Its directory is there, but takes no files.
+    ends(
+        "run container-kill pod/x --junit /proc/drill.xml",
+        2,
+        "cannot write /proc/drill.xml",
+    );
+    ends("report --report .", 2, "cannot write .");
     ends("run -f missing.yaml", 2, "missing.yaml");
     ends("report nobody", 1, "no drill nobody");
     ends("report", 1, "no drill was run yet");
@@ -232,6 +243,67 @@ fn an_interrupt_undoes_and_waits_for_it() {
         assert_eq!(condition(node, "Ready")["status"], "True");
     }
     cluster.until_all_ready("app=web", 3);
+}
+
+#[test]
+fn a_second_interrupt_leaves_at_once_and_the_undo_goes_on() {
+    let mut cluster = with_web(Cluster::of_nodes(2));
+    let mut follower = cluster.drill_until(
+        "run cpu-stress node/node-2 --name stress --duration 10m --timeout 20m",
+        "injected",
+    );
+    // Nobody is there to undo it.
+    cluster.skiff(["node", "kill", "node-2"]);
+    follower.interrupt();
+    follower.until("cancelling");
+    wait::until("the cancellation", || {
+        let drill = cluster.get("/apis/skiff.dev/v1/drills/stress")?;
+        (drill["spec"]["cancel"] == true).then_some(())
+    });
+    follower.interrupt();
+    follower.until("left; drill stress goes on being undone");
+    let (code, report) = follower.end();
+    assert_eq!((code, report.as_str()), (Some(1), ""));
+
+    cluster.skiff(["node", "start", "node-2"]);
+    let healed = cluster.skiff_drill("heal --timeout 110s");
+    assert!(healed.status.success(), "{}", text(&healed.stderr));
+    let drill = cluster.get("/apis/skiff.dev/v1/drills/stress");
+    let status = &drill.expect("the drill")["status"];
+    assert_eq!(
+        (&status["phase"], &status["result"]),
+        (&"Completed".into(), &"Cancelled".into())
+    );
+    wait::until("the end of its tasks", || {
+        let tasks = cluster.get("/apis/skiff.dev/v1/drilltasks")?;
+        tasks["items"].as_array()?.is_empty().then_some(())
+    });
+}
+
+#[test]
+fn who_leaves_while_the_api_is_away_is_told_that_nothing_is_cancelled() {
+    let mut cluster = with_web(Cluster::of_nodes(2));
+    let mut follower = cluster.drill_until(
+        "run node-drain deploy/web --name drain --duration 10m --timeout 20m",
+        "injected",
+    );
+    cluster.crash();
+    follower.until("the API does not answer");
+    follower.interrupt();
+    follower.until("cancelling");
+    follower.interrupt();
+    follower.until("left; the API could not be told to cancel drill drain");
+    assert_eq!(follower.end().0, Some(1));
+
+    cluster.up();
+    let healed = cluster.skiff_drill("heal --timeout 110s");
+    let told = text(&healed.stdout);
+    assert!(healed.status.success(), "{told}{}", text(&healed.stderr));
+    assert!(told.contains("drill drain cancelled"), "{told}");
+    let nodes = cluster.get("/api/v1/nodes").expect("nodes");
+    for node in nodes["items"].as_array().expect("a list") {
+        assert_ne!(node["spec"]["unschedulable"], true, "still cordoned");
+    }
 }
 
 #[test]

@@ -19,6 +19,8 @@ mod browser;
 #[cfg(test)]
 mod samples;
 
+use std::fs::OpenOptions;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -118,41 +120,65 @@ impl OutputArgs {
     /// Finds out that files can't be written before something is broken, not after.
     ///
     /// # Errors
-    /// A [`UsageError`] when a file's directory is not there.
+    /// A [`UsageError`] when a file can't be written: that is to be known before something is broken.
     pub fn check(&self) -> anyhow::Result<()> {
         for file in [&self.report, &self.junit].into_iter().flatten() {
-            let parent = file.parent().filter(|dir| !dir.as_os_str().is_empty());
-            if file.is_dir() || !parent.unwrap_or(Path::new(".")).is_dir() {
-                let file = file.display();
-                return Err(UsageError::of(format!(
-                    "{file} can't be written: there is no such directory, or it is one"
-                )));
-            }
+            let refused =
+                |error| UsageError::of(format!("cannot write {}: {error}", file.display()));
+            try_out(file).map_err(refused)?;
         }
         Ok(())
     }
 
-    /// Prints and writes a report.
+    /// Prints and writes a report, and says on stderr where to.
+    ///
+    /// # Errors
+    /// When a file can't be written after all; the report was printed then.
     pub fn give(&self, report: &Report) -> anyhow::Result<()> {
-        if let Some(file) = &self.report {
-            write(file, &html::page(report))?;
-        }
-        if let Some(file) = &self.junit {
-            write(file, &junit::document(report))?;
-        }
-        match self.output {
-            ReportFormat::Table => print!("{}", text::report(report, text::Marks::of_stdout())),
+        let printed = match self.output {
+            ReportFormat::Table => text::report(report, text::Marks::of_stdout()),
             ReportFormat::Json => {
-                println!("{}", serde_json::to_string_pretty(&json::value(report)?)?)
+                format!("{}\n", serde_json::to_string_pretty(&json::value(report)?)?)
             }
-            ReportFormat::Junit => print!("{}", junit::document(report)),
+            ReportFormat::Junit => junit::document(report),
+        };
+        let mut stdout = std::io::stdout().lock();
+        let done = stdout
+            .write_all(printed.as_bytes())
+            .and_then(|()| stdout.flush());
+        // Who reads no further wants no more of it.
+        let done = done.or_else(|error| match error.kind() {
+            ErrorKind::BrokenPipe => Ok(()),
+            _ => Err(error),
+        });
+        let page = self
+            .report
+            .as_ref()
+            .map(|file| write(file, &html::page(report)));
+        let suites = self
+            .junit
+            .as_ref()
+            .map(|file| write(file, &junit::document(report)));
+        done.context("cannot print the report")?;
+        page.transpose().and(suites.transpose()).map(drop)
+    }
+}
+
+/// Opens a file as it will be written, and leaves it as it was.
+fn try_out(file: &Path) -> std::io::Result<()> {
+    match OpenOptions::new().write(true).create_new(true).open(file) {
+        Ok(_) => std::fs::remove_file(file),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            OpenOptions::new().append(true).open(file).map(drop)
         }
-        Ok(())
+        Err(error) => Err(error),
     }
 }
 
 fn write(file: &Path, text: &str) -> anyhow::Result<()> {
-    std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
+    std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
+    eprintln!("wrote {}", file.display());
+    Ok(())
 }
 
 #[derive(Args)]
