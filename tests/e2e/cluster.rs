@@ -157,16 +157,6 @@ impl Cluster {
         cluster
     }
 
-    /// A control plane whose nodes are other processes on this host. Their blocks of addresses are
-    /// of the port's own: a control plane chooses them without looking what others on this host have.
-    pub(crate) fn server_of_this_host() -> Self {
-        let mut cluster = Self::new();
-        cluster.command = "server";
-        cluster.choose_blocks();
-        cluster.up();
-        cluster
-    }
-
     /// Gives the cluster blocks of addresses of its own, by its port.
     fn choose_blocks(&self) {
         let block = 100 + self.port.number % 70 * 2;

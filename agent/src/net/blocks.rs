@@ -78,18 +78,22 @@ impl ClusterBlocks {
         Ok(chosen)
     }
 
-    /// As [`Self::choose`] for a control plane whose host is no node: nothing stays claimed, since
-    /// the nodes claim what they use, one on this host too.
+    /// As [`Self::choose`] for a control plane whose host is no node: only the pods' block stays claimed,
+    /// which keeps other clusters away from both. A node on this host claims the services', and its part of
+    /// the pods', for itself.
     ///
     /// # Errors
     /// As [`Self::choose`].
     pub fn choose_for_others(identity: &Identity) -> Result<Self, NetworkError> {
-        if let Some(before) = Self::recorded(identity)? {
-            return Ok(before);
-        }
-        let chosen = Self::choose(identity)?;
         let host = Netlink::route().map_err(host_error("opening a netlink socket"))?;
-        node::release_claims(&host, identity)?;
+        let chosen = match Self::recorded(identity)? {
+            Some(before) => {
+                node::hold(&host, identity, before.pods, before.pods.network())?;
+                before
+            }
+            None => Self::choose(identity)?,
+        };
+        node::release(&host, identity, chosen.services.network())?;
         Ok(chosen)
     }
 

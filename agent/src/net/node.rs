@@ -75,6 +75,19 @@ pub(super) fn release_others(
     Ok(())
 }
 
+/// Gives up the claim by one address, if it is this identity's.
+pub(super) fn release(
+    host: &Netlink,
+    identity: &Identity,
+    by: Ipv4Addr,
+) -> Result<(), NetworkError> {
+    let ours = (by, claim_label(identity));
+    if labelled_addresses(host)?.contains(&ours) {
+        withdraw(host, by)?;
+    }
+    Ok(())
+}
+
 /// Whether the claim was won.
 fn try_claim(host: &Netlink, identity: &Identity, by: Ipv4Addr) -> Result<bool, NetworkError> {
     let label = claim_label(identity);

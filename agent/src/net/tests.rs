@@ -377,6 +377,36 @@ fn clusters_choose_blocks_that_nobody_uses_and_keep_them() {
     });
 }
 
+#[test]
+fn a_control_plane_alone_holds_its_blocks_for_the_nodes_that_join_it() {
+    on_new_host(async || {
+        let data = tempfile::tempdir().unwrap();
+        let server = Identity::of(data.path()).unwrap();
+        let blocks = ClusterBlocks::choose_for_others(&server).unwrap();
+        assert_eq!(blocks, ClusterBlocks::default());
+        let other = Node::new();
+        assert_eq!(other.config.blocks.pods.to_string(), "10.44.0.0/16");
+        assert_eq!(ClusterBlocks::choose_for_others(&server).unwrap(), blocks);
+
+        // Also if it is the first part, which begins with the address that the server holds.
+        let node_cidr = blocks.pods.subnets(22).unwrap().next().unwrap();
+        let guest = Node {
+            data: tempfile::tempdir().unwrap(),
+            config: NetworkConfig { blocks, node_cidr },
+        };
+        drop(guest.network().await);
+        assert_eq!(ClusterBlocks::choose_for_others(&server).unwrap(), blocks);
+
+        // Both are gone: what they had is free, and whoever comes back to find it taken is told.
+        Network::purge(guest.identity()).await.unwrap();
+        Network::purge(server.clone()).await.unwrap();
+        let third = Node::new();
+        assert_eq!(third.config.blocks, blocks);
+        let error = ClusterBlocks::choose_for_others(&server).unwrap_err();
+        assert!(matches!(error, NetworkError::Claimed { .. }), "{error}");
+    });
+}
+
 /// A link between this host and `outside`, with a default route over it.
 fn connect_uplink(outside: &Namespace, here: Ipv4Addr, there: Ipv4Addr) {
     make_veth("up0", "far0", Some(outside));
