@@ -14,7 +14,7 @@ pub(crate) fn agent(cluster: &Cluster, token: Option<&str>) -> Command {
     agent_of(&format!("https://{}", cluster.address()), cluster, token)
 }
 
-fn agent_of(server: &str, cluster: &Cluster, token: Option<&str>) -> Command {
+pub(crate) fn agent_of(server: &str, cluster: &Cluster, token: Option<&str>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_skiff"));
     command
         .args([
@@ -50,7 +50,7 @@ pub(crate) fn token(cluster: &Cluster, ttl: &str) -> String {
     made["token"].as_str().expect("a token").to_owned()
 }
 
-fn refusal(output: &Output) -> String {
+pub(crate) fn refusal(output: &Output) -> String {
     assert!(!output.status.success(), "it was let in");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     let last = said.lines().last().unwrap_or_default();
@@ -238,36 +238,17 @@ impl Drop for Guest {
 }
 
 /// A control plane, and a node beside it that is Ready.
-fn beside() -> (Cluster, Guest) {
-    for _ in 0..5 {
-        let mut cluster = Cluster::server(&[]);
-        let token = token(&cluster, "1h");
-        let mut guest = Guest::start(&cluster, Some(&token));
-        let ended = wait::until("the node is Ready", || {
-            let process = guest.process.as_mut().expect("it runs");
-            if process.try_wait().expect("its state").is_some() {
-                return Some(true);
-            }
-            let node = cluster.get("/api/v1/nodes/guest")?;
-            is_ready(&node).then_some(false)
-        });
-        if !ended {
-            return (cluster, guest);
-        }
-        // A server without a node claims nothing on the host: another test's cluster may have
-        // taken its blocks meanwhile.
-        let said = fs::read_to_string(cluster.scratch().join("agent.log")).unwrap_or_default();
-        assert!(
-            said.contains("belongs to another cluster on this host"),
-            "{said}"
-        );
-    }
-    panic!("no blocks were left alone for long enough");
+fn beside(flags: &[&str]) -> (Cluster, Guest) {
+    let mut cluster = Cluster::server(flags);
+    let token = token(&cluster, "1h");
+    let guest = Guest::start(&cluster, Some(&token));
+    until_ready_is(&mut cluster, "guest", "True");
+    (cluster, guest)
 }
 
 #[test]
 fn a_host_beside_its_server_outlives_it() {
-    let (mut cluster, mut guest) = beside();
+    let (mut cluster, mut guest) = beside(&[]);
     let archive = crate::images::demonstration().join("busybox.tar");
     guest.skiff(&["image", "import", &archive.display().to_string()]);
     // A token is only in the memory of an agent, as in Kubernetes: it takes the API to start with one.
@@ -307,6 +288,70 @@ fn a_host_beside_its_server_outlives_it() {
     });
     assert_eq!(guest.pid(), Some(second));
     assert_eq!(pod["spec"]["nodeName"], "guest");
+    guest.stop();
+    drop(guest);
+}
+
+#[test]
+fn a_node_whose_certificate_expired_keeps_its_pods_and_comes_back_by_a_token() {
+    let (mut cluster, mut guest) = beside(&["--cluster-signing-duration", "20s"]);
+    let archive = crate::images::demonstration().join("busybox.tar");
+    guest.skiff(&["image", "import", &archive.display().to_string()]);
+    let without_token = "automountServiceAccountToken: false";
+    cluster.apply(&shell_pod("steady", SERVE, without_token, ""));
+    cluster.until_ready("steady");
+    let pid = guest.pid().expect("a container");
+    let log = cluster.scratch().join("agent.log");
+    let count = |words: &str| {
+        let said = fs::read_to_string(&log).unwrap_or_default();
+        said.lines().filter(|line| line.contains(words)).count()
+    };
+    let until_said = |words: &str, times: usize| {
+        wait::until(&format!("{words}, {times} times"), || {
+            (count(words) >= times).then_some(())
+        });
+    };
+    let certificate = guest.data.join("agent/pki/client.pem");
+    let shown = || fs::read(&certificate).expect("a certificate");
+
+    // The control plane is away for longer than the certificate lasts; the token is good for longer.
+    cluster.crash();
+    let expired = shown();
+    until_said("the node's certificate has expired", 1);
+    assert_eq!(shown(), expired);
+    cluster.up();
+    wait::until("another certificate", || (shown() != expired).then_some(()));
+    until_ready_is(&mut cluster, "guest", "True");
+    assert_eq!(guest.pid(), Some(pid));
+
+    // Nobody vouches for it any more.
+    for secret in cluster
+        .kubectl("get secrets -n kube-system -o name")
+        .lines()
+    {
+        if secret.contains("bootstrap-token-") {
+            cluster.kubectl(&format!("delete -n kube-system {secret}"));
+        }
+    }
+    let said = count("the node's certificate has expired");
+    cluster.crash();
+    until_said("the node's certificate has expired", said + 1);
+    cluster.up();
+    until_said("the API server refused the token", 1);
+    until_ready_is(&mut cluster, "guest", "Unknown");
+    assert_eq!(guest.pid(), Some(pid));
+
+    // An agent without a token says what it needs, and one with a new token finds everything as it was.
+    guest.stop();
+    let said = refusal(&agent(&cluster, None).output().expect("skiff"));
+    assert!(
+        said.contains("has expired while it was away: give it a new --token"),
+        "{said}"
+    );
+    let new = token(&cluster, "1h");
+    guest.run(&cluster, Some(&new));
+    until_ready_is(&mut cluster, "guest", "True");
+    assert_eq!(guest.pid(), Some(pid));
     guest.stop();
     drop(guest);
 }

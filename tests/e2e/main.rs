@@ -34,6 +34,7 @@ mod healing;
 mod inspection;
 mod isolation;
 mod joining;
+mod joining_skewed;
 mod logs;
 mod node_tables;
 mod nodes;

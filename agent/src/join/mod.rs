@@ -5,6 +5,7 @@
 //!       -> request: a key made here, signed by the cluster (system:node:NAME) -> store
 //!       -> client: HTTPS with that certificate -> request: one for the node's own endpoint
 //! certificates at 80 % of their life -> upkeep: both anew
+//!                                       -> expired meanwhile? request, once more with the token
 //! ```
 //!
 //! A node that joined once needs neither token nor server to start: what it knows is in its data
@@ -176,6 +177,7 @@ pub async fn join(config: JoinConfig) -> Result<Membership, JoinError> {
             node: member.record.name,
             addresses,
             server,
+            token: config.token,
             store,
             connection,
             client: member.client,
