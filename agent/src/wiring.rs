@@ -192,8 +192,8 @@ impl PodNetwork for Network {
         Ok(vec![attached.map_err(SeamError::from_display)?.ip.into()])
     }
 
-    async fn withdrawn(&self, uid: &str, namespace: Option<&Path>) {
-        Network::withdrawn(self, uid, namespace).await;
+    async fn withdrawn(&self, pod: &Pod, namespace: Option<&Path>) {
+        Network::withdrawn(self, pod, namespace).await;
     }
 
     async fn detach(&self, uid: &str) -> SeamResult<()> {

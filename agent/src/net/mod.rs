@@ -47,6 +47,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ipnet::Ipv4Net;
+use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::oneshot;
 
 pub use blocks::ClusterBlocks;
@@ -250,16 +251,17 @@ impl Network {
     /// Resolves when no service leads to the pod any more: this node's table has let go of it, and so have those of
     /// all other nodes that can say so; and the pod has accepted what was led to it before. `namespace` is its
     /// own network namespace, pinned.
-    pub(crate) async fn withdrawn(&self, uid: &str, namespace: Option<&Path>) {
+    pub(crate) async fn withdrawn(&self, pod: &Pod, namespace: Option<&Path>) {
         let inner = &self.inner;
-        let Some(revision) = inner.services.withdrawal.withdrawn(uid).await else {
+        let Some(revision) = inner.services.withdrawn(pod).await else {
             return;
         };
         inner.others.settled(inner.node_address, revision).await;
         if let Some(namespace) = namespace
             && let Err(error) = backlog::emptied(namespace).await
         {
-            tracing::warn!(pod = uid, %error, "can't see whether connections to a pod that ends wait to be accepted");
+            let pod = pod.metadata.name.as_deref();
+            tracing::warn!(pod, %error, "can't see whether connections to a pod that ends wait to be accepted");
         }
     }
 

@@ -334,7 +334,7 @@ impl PodNetwork for ScriptedNetwork {
         Ok(vec![IpAddr::from([10, 42, 0, 2])])
     }
 
-    async fn withdrawn(&self, _: &str, _: Option<&Path>) {}
+    async fn withdrawn(&self, _: &Pod, _: Option<&Path>) {}
 
     async fn detach(&self, _: &str) -> SeamResult<()> {
         Ok(())

@@ -103,7 +103,7 @@ pub trait PodNetwork: Send + Sync + 'static {
 
     /// Resolves when no service leads to the pod any more, and it has accepted what was led to its network
     /// namespace; at once when no service ever did.
-    async fn withdrawn(&self, uid: &str, namespace: Option<&Path>);
+    async fn withdrawn(&self, pod: &Pod, namespace: Option<&Path>);
 
     /// Takes the pod's link and address back; no error when it has none.
     async fn detach(&self, uid: &str) -> SeamResult<()>;

@@ -101,10 +101,9 @@ impl Stop {
         if self.pod.metadata.deletion_timestamp.is_none() {
             return;
         }
-        let uid = self.pod.metadata.uid.as_deref().unwrap_or_default();
         let namespace = self.live.sandbox.network_namespace();
         tokio::select! {
-            () = self.node.network.withdrawn(uid, namespace.as_deref()) => {}
+            () = self.node.network.withdrawn(&self.pod, namespace.as_deref()) => {}
             () = passed(&mut self.deadline) => {}
             () = tokio::time::sleep(LONGEST_WITHDRAWAL) => {
                 let pod = self.pod.metadata.name.as_deref();

@@ -17,6 +17,7 @@ mod lost;
 mod model;
 mod program;
 mod proxy;
+mod selectors;
 mod tables;
 mod withdrawal;
 

@@ -16,13 +16,14 @@ use super::health::HealthServers;
 use super::lost::Lost;
 use super::model::{EndpointState, Service, Slice};
 use super::program::{Owner, Program, ServiceName};
+use super::selectors::Selectors;
 use super::tables::{Outcome, Tables};
 use super::withdrawal::{Served, Withdrawal};
 use crate::net::service_watch::{Change, ObjectName, Observer};
 use ipnet::Ipv4Net;
 
 /// Another proxy takes care of what carries this label.
-const OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
+pub(super) const OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
 /// The service that a slice belongs to.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Before what the kernel refused is tried again.
@@ -38,6 +39,7 @@ pub(in crate::net) struct Services {
     local_changed: Notify,
     /// `topology.kubernetes.io/zone` of this node; empty while there is none.
     zone: watch::Sender<Arc<str>>,
+    selectors: Mutex<Selectors>,
     pub(in crate::net) withdrawal: Withdrawal,
     pub(in crate::net) lost: Lost,
 }
@@ -49,9 +51,27 @@ impl Services {
             local: Mutex::default(),
             local_changed: Notify::new(),
             zone: watch::Sender::new("".into()),
+            selectors: Mutex::default(),
             withdrawal: Withdrawal::default(),
             lost: Lost::default(),
         }
+    }
+
+    /// Resolves when no service leads to a pod any more that is deleted, with the revision of the slices since when;
+    /// `None` for one that no service ever led to.
+    pub(in crate::net) async fn withdrawn(&self, pod: &core::Pod) -> Option<u64> {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let namespace = pod.namespace().unwrap_or_default();
+        let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_deref());
+        let mut conditions = conditions.unwrap_or_default().iter();
+        let is_ready = conditions.any(|c| c.type_ == "Ready" && c.status == "True");
+        let is_led_to = is_ready && lock(&self.selectors).select(&namespace, pod.labels());
+        let deleted = pod
+            .resource_version()
+            .and_then(|version| version.parse().ok());
+        self.withdrawal
+            .withdrawn(uid, deleted.filter(|_| is_led_to))
+            .await
     }
 
     /// Leads a service to a socket of this node instead of its endpoints.
@@ -164,7 +184,9 @@ impl ServiceProxy {
     /// Takes in what the watch of services tells.
     pub(crate) fn observer(&self) -> Observer {
         let (known, changed) = (self.known.clone(), self.changed.clone());
+        let services = self.services.clone();
         Box::new(move |change| {
+            lock(&services.selectors).note(change);
             lock(&known).take(change);
             changed.notify_one();
         })
