@@ -5,32 +5,8 @@ use std::net::Ipv4Addr;
 
 use crate::cluster::{Cluster, name};
 use crate::load::Load;
+use crate::web::Web;
 use crate::{host, wait};
-
-/// nginx behind a Service, with readiness probes.
-pub(crate) const WEB: &str = "
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: web}
-spec:
-  replicas: 3
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec:
-      containers:
-      - name: nginx
-        image: nginx
-        ports: [{name: http, containerPort: 80}]
-        readinessProbe: {httpGet: {path: /, port: http}, periodSeconds: 1}
----
-apiVersion: v1
-kind: Service
-metadata: {name: web}
-spec:
-  selector: {app: web}
-  ports: [{port: 8080, targetPort: http}]
-";
 
 impl Cluster {
     /// Where the Service `web` is, once it leads to so many pods.
@@ -58,7 +34,7 @@ impl Cluster {
 #[test]
 fn no_request_fails_while_pods_are_replaced_and_removed() {
     let mut cluster = Cluster::start();
-    cluster.apply(WEB);
+    cluster.apply(&Web::nginx(3).port(8080).manifest());
     let address = cluster.until_web_serves(3);
     let before = cluster.pods("app=web");
     let load = Load::on(&address);
@@ -85,7 +61,7 @@ fn no_request_fails_while_pods_are_replaced_and_removed() {
 #[test]
 fn services_go_on_while_the_server_is_dead_and_when_it_is_back() {
     let mut cluster = Cluster::start();
-    cluster.apply(WEB);
+    cluster.apply(&Web::nginx(3).port(8080).manifest());
     let address = cluster.until_web_serves(3);
     let load = Load::on(&address);
     load.more(20);

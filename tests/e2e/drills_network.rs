@@ -12,36 +12,8 @@ use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, SERVE, shell_pod};
 use crate::nodes::until_ready_is;
+use crate::web::Web;
 use crate::{host, wait};
-
-/// nginx behind a Service, on as many nodes as there are, and it stays there.
-const WEB: &str = "
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: web}
-spec:
-  replicas: 2
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      tolerations:
-      - {key: node.kubernetes.io/unreachable, operator: Exists, effect: NoExecute, tolerationSeconds: 600}
-      - {key: node.kubernetes.io/not-ready, operator: Exists, effect: NoExecute, tolerationSeconds: 600}
-      containers:
-      - name: nginx
-        image: nginx
-        ports: [{name: http, containerPort: 80}]
-        readinessProbe: {httpGet: {path: /, port: http}, periodSeconds: 1}
----
-apiVersion: v1
-kind: Service
-metadata: {name: web}
-spec:
-  selector: {app: web}
-  ports: [{name: http, port: 80, targetPort: http}]
-";
 
 impl Cluster {
     /// Makes a drill.
@@ -128,6 +100,12 @@ impl Cluster {
     }
 }
 
+/// Pods that stay where they are, whatever becomes of their node.
+fn web() -> String {
+    let web = Web::nginx(2).ending_within(1).leaving_lost_nodes_after(600);
+    web.manifest()
+}
+
 fn in_a_minute() -> Timestamp {
     Timestamp::now() + jiff::SignedDuration::from_secs(60)
 }
@@ -165,7 +143,7 @@ fn own_tables(cluster: &Cluster) -> Vec<String> {
 #[test]
 fn a_partitioned_node_is_noticed_keeps_serving_and_heals_by_itself() {
     let mut cluster = Cluster::of_nodes(2);
-    cluster.apply(WEB);
+    cluster.apply(&web());
     cluster.apply(&shell_pod("client", SERVE, "nodeName: node-2", ""));
     cluster.until_ready("client");
     let pods = cluster.until_all_ready("app=web", 2);
@@ -199,7 +177,7 @@ fn a_partitioned_node_is_noticed_keeps_serving_and_heals_by_itself() {
 #[test]
 fn names_and_peers_are_missing_for_the_victims_alone() {
     let mut cluster = Cluster::start();
-    cluster.apply(WEB);
+    cluster.apply(&web());
     for name in ["victim", "other"] {
         cluster.apply(&shell_pod(name, SERVE, "", ""));
     }
@@ -241,7 +219,7 @@ fn names_and_peers_are_missing_for_the_victims_alone() {
 #[test]
 fn lost_packets_show_in_the_probes_and_delays_are_made_or_refused() {
     let mut cluster = Cluster::start();
-    cluster.apply(WEB);
+    cluster.apply(&web());
     cluster.until_all_ready("app=web", 2);
     let target = json!({"kind": "Deployment", "name": "web"});
     cluster.drill(

@@ -7,37 +7,13 @@ use serde_json::Value;
 use crate::cluster::{self, Cluster};
 use crate::nodes::{node_of, until_ready_is};
 use crate::wait;
+use crate::web::Web;
 
 /// Pods that serve their own name, one on each node, and say nothing of nodes that are lost.
-const WEB: &str = "
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: web}
-spec:
-  replicas: 3
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      topologySpreadConstraints:
-      - maxSkew: 1
-        topologyKey: kubernetes.io/hostname
-        whenUnsatisfiable: SPREAD
-        labelSelector: {matchLabels: {app: web}}
-      containers:
-      - name: main
-        image: busybox
-        command: [sh, -c, \"mkdir /www; hostname > /www/index.html; exec httpd -f -p 80 -h /www\"]
-        readinessProbe: {httpGet: {port: 80}, periodSeconds: 1}
----
-apiVersion: v1
-kind: Service
-metadata: {name: web}
-spec:
-  selector: {app: web}
-  ports: [{port: 80}]
-";
+fn spread(replicas: usize, when_unsatisfiable: &str) -> String {
+    let web = Web::names(replicas).ending_within(1);
+    web.spread(when_unsatisfiable).manifest()
+}
 
 fn of_nodes(nodes: usize, toleration: &str) -> Cluster {
     let flags = [
@@ -52,7 +28,7 @@ fn of_nodes(nodes: usize, toleration: &str) -> Cluster {
 #[test]
 fn a_lost_node_serves_nothing_and_its_pods_are_replaced() {
     let mut cluster = of_nodes(3, "2");
-    cluster.apply(&WEB.replace("SPREAD", "ScheduleAnyway"));
+    cluster.apply(&spread(3, "ScheduleAnyway"));
     let pods = cluster.until_all_ready("app=web", 3);
     let nodes: std::collections::BTreeSet<&str> = pods.iter().map(node_of).collect();
     assert_eq!(nodes.len(), 3, "one on each node");
@@ -91,10 +67,7 @@ fn a_lost_node_serves_nothing_and_its_pods_are_replaced() {
 #[test]
 fn nobody_is_evicted_while_most_nodes_are_lost() {
     let mut cluster = of_nodes(4, "8");
-    cluster.apply(
-        &WEB.replace("SPREAD", "DoNotSchedule")
-            .replace("replicas: 3", "replicas: 4"),
-    );
+    cluster.apply(&spread(4, "DoNotSchedule"));
     let pods = cluster.until_all_ready("app=web", 4);
     // At once, not one after the other.
     let kills = ["node-1", "node-2", "node-3"].map(|node| {
@@ -137,10 +110,7 @@ fn nobody_is_evicted_while_most_nodes_are_lost() {
 #[test]
 fn a_node_that_is_cut_off_serves_its_own_and_forgets_what_was_taken_from_it() {
     let mut cluster = of_nodes(2, "600");
-    cluster.apply(
-        &WEB.replace("SPREAD", "DoNotSchedule")
-            .replace("replicas: 3", "replicas: 4"),
-    );
+    cluster.apply(&spread(4, "DoNotSchedule"));
     let pods = cluster.until_all_ready("app=web", 4);
     let here: Vec<&Value> = pods.iter().filter(|pod| node_of(pod) == "node-1").collect();
     assert_eq!(here.len(), 2);
@@ -176,10 +146,7 @@ fn ten_nodes_start_and_share_the_pods() {
     for node in 1..=10 {
         until_ready_is(&mut cluster, &format!("node-{node}"), "True");
     }
-    cluster.apply(
-        &WEB.replace("SPREAD", "DoNotSchedule")
-            .replace("replicas: 3", "replicas: 10"),
-    );
+    cluster.apply(&spread(10, "DoNotSchedule"));
     let pods = cluster.until_all_ready("app=web", 10);
     let nodes: std::collections::BTreeSet<&str> = pods.iter().map(node_of).collect();
     assert_eq!(nodes.len(), 10);

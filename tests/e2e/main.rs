@@ -13,6 +13,7 @@ mod images;
 mod load;
 mod registry;
 mod wait;
+mod web;
 
 mod client;
 mod crashes;

@@ -1,35 +1,23 @@
 //! Several nodes: pods spread over them, and what happens when one is killed, cut off or drained.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, SERVE};
+use crate::web::Web;
 use crate::{host, wait};
 
-/// Pods that leave a lost node after a second, and are not put together.
-const SPREAD: &str = "
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: web}
-spec:
-  replicas: 3
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      tolerations:
-      - {key: node.kubernetes.io/unreachable, operator: Exists, effect: NoExecute, tolerationSeconds: 1}
-      - {key: node.kubernetes.io/not-ready, operator: Exists, effect: NoExecute, tolerationSeconds: 1}
-      containers:
-      - name: main
-        image: busybox
-        command: [sh, -c, \"echo I am $HOSTNAME; trap 'exit 0' TERM; while :; do sleep 1000 & wait $!; done\"]
-";
+/// Pods that tell their names, and leave a lost node.
+fn leaving_lost_nodes_after(seconds: u32) -> String {
+    let script = format!("echo I am $HOSTNAME; {SERVE}");
+    let container = json!({"name": "main", "image": "busybox", "command": ["sh", "-c", script]});
+    let web = Web::of(3, &container).ending_within(1);
+    web.leaving_lost_nodes_after(seconds).deployment()
+}
 
 #[test]
 fn pods_spread_over_nodes_and_leave_one_that_is_killed() {
     let mut cluster = Cluster::of_nodes(3);
-    cluster.apply(SPREAD);
+    cluster.apply(&leaving_lost_nodes_after(1));
     let pods = cluster.until_all_ready("app=web", 3);
     let mut nodes: Vec<&str> = pods.iter().map(node_of).collect();
     nodes.sort_unstable();
@@ -77,7 +65,7 @@ fn pods_spread_over_nodes_and_leave_one_that_is_killed() {
 #[test]
 fn a_node_that_is_cut_off_keeps_its_pods_and_comes_back() {
     let mut cluster = Cluster::of_nodes(2);
-    cluster.apply(&SPREAD.replace("tolerationSeconds: 1", "tolerationSeconds: 600"));
+    cluster.apply(&leaving_lost_nodes_after(600));
     cluster.until_all_ready("app=web", 3);
     cluster.skiff(["node", "cut", "node-1"]);
     assert_eq!(state_of(&cluster, "node-1"), "cut");
@@ -96,7 +84,7 @@ fn a_node_that_is_cut_off_keeps_its_pods_and_comes_back() {
 #[test]
 fn nodes_outlive_the_control_plane_and_come_back_with_it() {
     let mut cluster = Cluster::of_nodes(2);
-    cluster.apply(&SPREAD.replace("tolerationSeconds: 1", "tolerationSeconds: 600"));
+    cluster.apply(&leaving_lost_nodes_after(600));
     cluster.until_all_ready("app=web", 3);
     let running = containers(&cluster, "node-1");
     cluster.crash();
@@ -116,7 +104,7 @@ fn nodes_outlive_the_control_plane_and_come_back_with_it() {
 #[test]
 fn a_drain_waits_for_the_disruption_budget() {
     let mut cluster = Cluster::of_nodes(2);
-    cluster.apply(SPREAD);
+    cluster.apply(&leaving_lost_nodes_after(1));
     cluster.until_all_ready("app=web", 3);
     cluster.apply(
         "apiVersion: policy/v1\nkind: PodDisruptionBudget\nmetadata: {name: web}\nspec:\n  minAvailable: 3\n  selector: {matchLabels: {app: web}}\n",

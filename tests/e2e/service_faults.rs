@@ -11,15 +11,15 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, name};
-use crate::data_plane::WEB;
 use crate::load::{Load, inside};
 use crate::node_tables::led;
 use crate::nodes::until_ready_is;
+use crate::web::Web;
 use crate::{host, wait};
 
 /// One nginx on every node.
 fn web_on(nodes: usize) -> String {
-    WEB.replace("replicas: 3", &format!("replicas: {nodes}"))
+    Web::nginx(nodes).port(8080).manifest()
 }
 
 impl Cluster {
@@ -264,10 +264,8 @@ fn no_request_fails_on_any_node_while_pods_are_replaced() {
 #[test]
 fn no_request_fails_that_a_slow_pod_had_not_accepted_yet() {
     let mut cluster = Cluster::of_nodes(2);
-    cluster.apply(&WEB.replace(
-        "image: nginx",
-        "image: nginx\n        resources: {limits: {cpu: 30m}}",
-    ));
+    let slow = Web::nginx(3).container("resources", json!({"limits": {"cpu": "30m"}}));
+    cluster.apply(&slow.port(8080).manifest());
     let address = cluster.until_web_serves(3);
     let loads = ["node-1", "node-2"].map(|node| Load::from(&cluster.namespace_of(node), &address));
     for _ in 0..2 {
