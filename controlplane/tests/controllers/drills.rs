@@ -1,20 +1,32 @@
 //! Failure drills, with stand-ins for the agents that probe and break things.
 
-use std::collections::HashMap;
-use std::time::Duration;
-
-use futures::StreamExt;
-use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
+use kube::Api;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
-use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 use skiff_controlplane::controllers;
-use skiff_dev::{Action, Drill, DrillPhase, DrillResult, DrillTask};
-use tokio::task::JoinHandle;
+use skiff_dev::{Drill, DrillPhase, DrillResult, DrillStatus, DrillTask};
 
 use crate::cluster::{Cluster, wait_for};
+use crate::drill_agents::{Manner, agents};
+
+/// As many nodes as replicas of the Deployment `web`, all of them Ready.
+async fn serving(nodes: usize) -> Cluster {
+    let cluster = Cluster::start(nodes).await;
+    let replicas = json!({"replicas": nodes});
+    cluster.apply_deployment(replicas).await;
+    cluster.rolled_out().await;
+    cluster
+}
+
+/// A drill at that Deployment; `more` is what else its spec has.
+fn at_web(drill: &str, more: Value) -> Value {
+    let mut spec = more;
+    spec["drill"] = drill.into();
+    spec["target"] = json!({"kind": "Deployment", "name": "web"});
+    spec
+}
 
 fn drills(cluster: &Cluster) -> Api<Drill> {
     Api::all(cluster.client.clone())
@@ -50,113 +62,42 @@ async fn completed(cluster: &Cluster, name: &str) -> Drill {
     until(cluster, name, "the end of the drill", is_over).await
 }
 
+/// What is told of a drill in the end.
+async fn outcome(cluster: &Cluster, name: &str) -> DrillStatus {
+    completed(cluster, name).await.status.unwrap()
+}
+
+async fn cancel(cluster: &Cluster, name: &str) {
+    let cancel = Patch::Merge(json!({"spec": {"cancel": true}}));
+    drills(cluster)
+        .patch(name, &PatchParams::default(), &cancel)
+        .await
+        .unwrap();
+}
+
 fn events(drill: &Drill) -> Vec<String> {
     let timeline = &drill.status.as_ref().unwrap().timeline;
     timeline.iter().map(|entry| entry.event.clone()).collect()
 }
 
-async fn expose(cluster: &Cluster) {
+/// Makes the Service of the Deployment's pods, and waits until it leads to so many.
+async fn expose(cluster: &Cluster, pods: usize) {
     let service = json!({"metadata": {"name": "web"},
         "spec": {"selector": {"app": "web"}, "ports": [{"port": 80}]}});
-    let api: Api<k8s_openapi::api::core::v1::Service> =
-        Api::namespaced(cluster.client.clone(), "default");
+    let api: Api<Service> = Api::namespaced(cluster.client.clone(), "default");
     let service = serde_json::from_value(service).unwrap();
     api.create(&PostParams::default(), &service).await.unwrap();
-}
-
-/// How a stand-in for an agent carries out tasks.
-#[derive(Clone, Copy, PartialEq)]
-enum Manner {
-    /// Everything goes well.
-    Well,
-    /// Faults fail.
-    Fails,
-    /// Probes are never answered.
-    Unanswered,
-    /// Faults are brought about, and never undone.
-    NeverEnds,
-}
-
-/// Plays all agents: carries out tasks as their statuses would tell.
-fn agents(cluster: &Cluster, manner: Manner) -> JoinHandle<()> {
-    let client = cluster.client.clone();
-    tokio::spawn(async move {
-        let api: Api<DrillTask> = Api::all(client.clone());
-        let mut changes = Box::pin(watcher(api, watcher::Config::default()).applied_objects());
-        let mut probes: HashMap<String, JoinHandle<()>> = HashMap::new();
-        while let Some(change) = changes.next().await {
-            let Ok(task) = change else { continue };
-            let status = task.status.clone().unwrap_or_default();
-            let is_probe = matches!(task.spec.action, Action::Probe { .. });
-            let is_over = task.spec.stop || task.metadata.deletion_timestamp.is_some();
-            match status.phase {
-                skiff_dev::TaskPhase::Pending if !is_over && is_probe => {
-                    let probing = tokio::spawn(probe(client.clone(), task.name_any(), manner));
-                    probes.insert(task.name_any(), probing);
-                }
-                skiff_dev::TaskPhase::Pending if manner == Manner::Fails => {
-                    let failed = json!({"phase": "Failed", "message": "the disk is shared"});
-                    tell(&client, &task.name_any(), failed).await;
-                }
-                skiff_dev::TaskPhase::Pending if !is_over => {
-                    let now = Timestamp::now().to_string();
-                    tell(
-                        &client,
-                        &task.name_any(),
-                        json!({"phase": "Active", "startedAt": now}),
-                    )
-                    .await;
-                }
-                skiff_dev::TaskPhase::Pending | skiff_dev::TaskPhase::Active
-                    if is_over && (is_probe || manner != Manner::NeverEnds) =>
-                {
-                    if let Some(probing) = probes.remove(&task.name_any()) {
-                        probing.abort();
-                    }
-                    let now = Timestamp::now().to_string();
-                    tell(
-                        &client,
-                        &task.name_any(),
-                        json!({"phase": "Ended", "endedAt": now}),
-                    )
-                    .await;
-                }
-                _ => {}
-            }
-            if task.metadata.deletion_timestamp.is_some() && manner != Manner::NeverEnds {
-                let api: Api<DrillTask> = Api::all(client.clone());
-                let free = Patch::Merge(json!({"metadata": {"finalizers": null}}));
-                let _ = api
-                    .patch(&task.name_any(), &PatchParams::default(), &free)
-                    .await;
-            }
-        }
+    let slices: Api<EndpointSlice> = Api::namespaced(cluster.client.clone(), "default");
+    let of_web = ListParams::default().labels("kubernetes.io/service-name=web");
+    wait_for("the endpoints", || async {
+        let slices = slices.list(&of_web).await.unwrap().items;
+        let endpoints = slices
+            .iter()
+            .flat_map(|slice| slice.endpoints.iter().flatten());
+        let is_ready = |e: &&Endpoint| e.conditions.as_ref().and_then(|c| c.ready) == Some(true);
+        (endpoints.filter(is_ready).count() == pods).then_some(())
     })
-}
-
-/// Good answers, or none, counted as an agent would.
-async fn probe(client: Client, name: String, manner: Manner) {
-    let began = Timestamp::now().to_string();
-    for sent in 1.. {
-        let mut status = json!({"phase": "Active", "startedAt": began, "healthy": true,
-            "healthySince": began, "requests": {"sent": sent * 3, "failed": 0, "longestGap": 0.1}});
-        if manner == Manner::Unanswered {
-            status["healthy"] = json!(false);
-            status["healthySince"] = Value::Null;
-            status["requests"]["failed"] = json!(sent * 3);
-            status["requests"]["errors"] = json!([{"reason": "connection refused", "count": 1}]);
-        }
-        tell(&client, &name, status).await;
-        tokio::time::sleep(Duration::from_millis(250)).await;
-    }
-}
-
-async fn tell(client: &Client, task: &str, status: Value) {
-    let api: Api<DrillTask> = Api::all(client.clone());
-    let patch = Patch::Merge(json!({"status": status}));
-    let _ = api
-        .patch_status(task, &PatchParams::default(), &patch)
-        .await;
+    .await;
 }
 
 async fn no_tasks(cluster: &Cluster) {
@@ -170,16 +111,10 @@ async fn no_tasks(cluster: &Cluster) {
 
 #[tokio::test]
 async fn a_deleted_pod_is_replaced_and_the_report_says_how() {
-    let cluster = Cluster::start(3).await;
-    cluster.apply_deployment(json!({})).await;
-    cluster.rolled_out().await;
-    create(
-        &cluster,
-        "d",
-        json!({"drill": "pod-delete", "target": {"kind": "Deployment", "name": "web"}, "seed": 5,
-            "expect": ["recovery<30s", "restarts=0", "moved<=1"]}),
-    )
-    .await;
+    let cluster = serving(3).await;
+    let expect = ["recovery<30s", "restarts=0", "moved<=1"];
+    let spec = at_web("pod-delete", json!({"seed": 5, "expect": expect}));
+    create(&cluster, "d", spec).await;
     let drill = completed(&cluster, "d").await;
     let status = drill.status.clone().unwrap();
     assert_eq!(status.result, Some(DrillResult::Passed), "{status:#?}");
@@ -226,14 +161,11 @@ async fn a_deleted_pod_is_replaced_and_the_report_says_how() {
     .await;
 
     // The same seed among the same candidates would hit the same.
-    let dry = |seed: i64| {
-        json!({"drill": "pod-delete", "target": {"kind": "Deployment", "name": "web"}, "seed": seed,
-            "count": 2, "dryRun": true})
-    };
-    create(&cluster, "dry-1", dry(3)).await;
-    create(&cluster, "dry-2", dry(3)).await;
-    let first = completed(&cluster, "dry-1").await.status.unwrap();
-    let second = completed(&cluster, "dry-2").await.status.unwrap();
+    let dry = at_web("pod-delete", json!({"seed": 3, "count": 2, "dryRun": true}));
+    create(&cluster, "dry-1", dry.clone()).await;
+    create(&cluster, "dry-2", dry).await;
+    let first = outcome(&cluster, "dry-1").await;
+    let second = outcome(&cluster, "dry-2").await;
     assert_eq!(first.victims.len(), 2);
     assert_eq!((&first.victims, first.result), (&second.victims, None));
     assert_eq!(
@@ -251,10 +183,7 @@ async fn a_deleted_pod_is_replaced_and_the_report_says_how() {
 
 #[tokio::test]
 async fn what_cannot_be_done_is_refused_before_anything_is_touched() {
-    let cluster = Cluster::start(2).await;
-    cluster.apply_deployment(json!({"replicas": 2})).await;
-    cluster.rolled_out().await;
-    let web = json!({"kind": "Deployment", "name": "web"});
+    let cluster = serving(2).await;
     let cases = [
         (
             json!({"drill": "pod-delete", "target": {"kind": "Deployment", "name": "nothing"}}),
@@ -269,22 +198,22 @@ async fn what_cannot_be_done_is_refused_before_anything_is_touched() {
             "there is no node/n9",
         ),
         (
-            json!({"drill": "pod-delete", "target": web, "count": 3}),
+            at_web("pod-delete", json!({"count": 3})),
             "3 victims are wanted, and there are 2 candidates",
         ),
         (
-            json!({"drill": "container-kill", "target": web, "container": "sidecar"}),
+            at_web("container-kill", json!({"container": "sidecar"})),
             "has no container \"sidecar\"; it has web",
         ),
         (
-            json!({"drill": "pod-delete", "target": web, "probe": {"service": "web"}}),
+            at_web("pod-delete", json!({"probe": {"service": "web"}})),
             "there is no Service default/web to probe",
         ),
     ];
     for (at, (spec, why)) in cases.into_iter().enumerate() {
         let name = format!("refused-{at}");
         create(&cluster, &name, spec).await;
-        let status = completed(&cluster, &name).await.status.unwrap();
+        let status = outcome(&cluster, &name).await;
         assert_eq!(status.result, Some(DrillResult::Refused), "{why}");
         let message = status.message.unwrap();
         assert!(message.contains(why), "{message:?} should say {why:?}");
@@ -295,9 +224,7 @@ async fn what_cannot_be_done_is_refused_before_anything_is_touched() {
 
 #[tokio::test]
 async fn a_budget_refuses_an_eviction_and_the_report_says_so() {
-    let cluster = Cluster::start(2).await;
-    cluster.apply_deployment(json!({"replicas": 2})).await;
-    cluster.rolled_out().await;
+    let cluster = serving(2).await;
     let budgets: Api<k8s_openapi::api::policy::v1::PodDisruptionBudget> =
         Api::namespaced(cluster.client.clone(), "default");
     let budget = json!({"metadata": {"name": "web"},
@@ -313,9 +240,9 @@ async fn a_budget_refuses_an_eviction_and_the_report_says_so() {
         status.map(drop)
     })
     .await;
-    let spec = json!({"drill": "pod-evict", "target": {"kind": "Deployment", "name": "web"}});
+    let spec = at_web("pod-evict", json!({}));
     create(&cluster, "d", spec).await;
-    let status = completed(&cluster, "d").await.status.unwrap();
+    let status = outcome(&cluster, "d").await;
     assert_eq!(status.result, Some(DrillResult::Refused));
     let message = status.message.unwrap();
     assert!(
@@ -327,9 +254,7 @@ async fn a_budget_refuses_an_eviction_and_the_report_says_so() {
 
 #[tokio::test]
 async fn a_drained_node_is_schedulable_again() {
-    let cluster = Cluster::start(3).await;
-    cluster.apply_deployment(json!({})).await;
-    cluster.rolled_out().await;
+    let cluster = serving(3).await;
     create(
         &cluster,
         "d",
@@ -372,14 +297,12 @@ async fn a_drained_node_is_schedulable_again() {
 
 #[tokio::test]
 async fn a_target_that_is_not_healthy_is_left_alone() {
-    let cluster = Cluster::start(2).await;
-    cluster.apply_deployment(json!({"replicas": 2})).await;
-    expose(&cluster).await;
-    cluster.rolled_out().await;
+    let cluster = serving(2).await;
+    expose(&cluster, 2).await;
     let agents = agents(&cluster, Manner::Unanswered);
-    let spec = json!({"drill": "pod-delete", "target": {"kind": "Deployment", "name": "web"}});
+    let spec = at_web("pod-delete", json!({}));
     create(&cluster, "d", spec).await;
-    let status = completed(&cluster, "d").await.status.unwrap();
+    let status = outcome(&cluster, "d").await;
     assert_eq!(status.result, Some(DrillResult::Refused));
     let message = status.message.unwrap();
     assert!(
@@ -395,14 +318,12 @@ async fn a_target_that_is_not_healthy_is_left_alone() {
 
 #[tokio::test]
 async fn a_fault_that_fails_is_a_refusal_and_one_that_lasts_is_stopped() {
-    let cluster = Cluster::start(2).await;
-    cluster.apply_deployment(json!({"replicas": 2})).await;
-    expose(&cluster).await;
-    cluster.rolled_out().await;
+    let cluster = serving(2).await;
+    expose(&cluster, 2).await;
     let failing = agents(&cluster, Manner::Fails);
     let spec = json!({"drill": "disk-full", "target": {"kind": "Node", "name": "node-0"}});
     create(&cluster, "failing", spec).await;
-    let status = completed(&cluster, "failing").await.status.unwrap();
+    let status = outcome(&cluster, "failing").await;
     assert_eq!(status.result, Some(DrillResult::Refused));
     assert_eq!(status.message.as_deref(), Some("the disk is shared"));
     failing.abort();
@@ -411,7 +332,7 @@ async fn a_fault_that_fails_is_a_refusal_and_one_that_lasts_is_stopped() {
     create(
         &cluster,
         "lasting",
-        json!({"drill": "cpu-stress", "target": {"kind": "Deployment", "name": "web"}, "duration": "1s"}),
+        at_web("cpu-stress", json!({"duration": "1s"})),
     )
     .await;
     let drill = completed(&cluster, "lasting").await;
@@ -431,12 +352,9 @@ async fn a_fault_that_fails_is_a_refusal_and_one_that_lasts_is_stopped() {
 
 #[tokio::test]
 async fn a_drill_that_is_cancelled_or_deleted_is_undone() {
-    let cluster = Cluster::start(2).await;
-    cluster.apply_deployment(json!({"replicas": 2})).await;
-    cluster.rolled_out().await;
+    let cluster = serving(2).await;
     let agents = agents(&cluster, Manner::Well);
-    let spec = json!({"drill": "container-hang", "target": {"kind": "Deployment", "name": "web"},
-        "duration": "1h", "timeout": "2h"});
+    let spec = at_web("container-hang", json!({"duration": "1h", "timeout": "2h"}));
     let is_running = |drill: &Drill| {
         let status = drill.status.as_ref();
         status.is_some_and(|s| s.phase == DrillPhase::Running && s.injected_at.is_some())
@@ -448,7 +366,7 @@ async fn a_drill_that_is_cancelled_or_deleted_is_undone() {
     let mut second = spec.clone();
     second["count"] = json!(2);
     create(&cluster, "second", second).await;
-    let status = completed(&cluster, "second").await.status.unwrap();
+    let status = outcome(&cluster, "second").await;
     assert!(
         status
             .message
@@ -456,12 +374,8 @@ async fn a_drill_that_is_cancelled_or_deleted_is_undone() {
             .contains("is a victim of the drill d, which is not over")
     );
 
-    let cancel = Patch::Merge(json!({"spec": {"cancel": true}}));
-    drills(&cluster)
-        .patch("d", &PatchParams::default(), &cancel)
-        .await
-        .unwrap();
-    let status = completed(&cluster, "d").await.status.unwrap();
+    cancel(&cluster, "d").await;
+    let status = outcome(&cluster, "d").await;
     assert_eq!(status.result, Some(DrillResult::Cancelled));
     no_tasks(&cluster).await;
 
@@ -491,11 +405,10 @@ async fn another_controller_goes_on_where_one_ended() {
     let config = controllers::Config::new(String::new(), cidr);
     let mut cluster = Cluster::start_with(2, Some(config.clone())).await;
     cluster.apply_deployment(json!({"replicas": 2})).await;
-    expose(&cluster).await;
+    expose(&cluster, 2).await;
     cluster.rolled_out().await;
     let agents = agents(&cluster, Manner::Well);
-    let spec = json!({"drill": "container-hang", "target": {"kind": "Deployment", "name": "web"},
-        "duration": "4s", "seed": 9});
+    let spec = at_web("container-hang", json!({"duration": "4s", "seed": 9}));
     create(&cluster, "d", spec).await;
     let mut injected = None;
     for wanted in [
@@ -508,7 +421,7 @@ async fn another_controller_goes_on_where_one_ended() {
         let at = seen.status.unwrap().injected_at;
         injected = injected.or(at);
     }
-    let status = completed(&cluster, "d").await.status.unwrap();
+    let status = outcome(&cluster, "d").await;
     assert_eq!(status.result, Some(DrillResult::Passed), "{status:#?}");
     assert_eq!(status.seed, Some(9));
     assert!(injected.is_some_and(|at| Some(at) == status.injected_at));
@@ -526,9 +439,7 @@ async fn another_controller_goes_on_where_one_ended() {
 
 #[tokio::test]
 async fn a_node_that_is_gone_for_good_holds_nobody_up() {
-    let mut cluster = Cluster::start(2).await;
-    cluster.apply_deployment(json!({"replicas": 2})).await;
-    cluster.rolled_out().await;
+    let mut cluster = serving(2).await;
     let agents = agents(&cluster, Manner::NeverEnds);
     let spec = json!({"drill": "cpu-stress", "target": {"kind": "Node", "name": "node-1"}, "duration": "1s"});
     create(&cluster, "d", spec).await;
@@ -542,11 +453,7 @@ async fn a_node_that_is_gone_for_good_holds_nobody_up() {
         .delete("node-1", &DeleteParams::default())
         .await
         .unwrap();
-    let cancel = Patch::Merge(json!({"spec": {"cancel": true}}));
-    drills(&cluster)
-        .patch("d", &PatchParams::default(), &cancel)
-        .await
-        .unwrap();
+    cancel(&cluster, "d").await;
     completed(&cluster, "d").await;
     no_tasks(&cluster).await;
     agents.abort();

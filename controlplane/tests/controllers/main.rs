@@ -7,6 +7,7 @@
 
 mod cluster;
 mod deployments;
+mod drill_agents;
 mod drills;
 mod garbage;
 mod nodes;
