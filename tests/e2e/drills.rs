@@ -4,40 +4,18 @@ use serde_json::Value;
 
 use crate::cluster::{Cluster, name};
 use crate::wait;
+use crate::web::Web;
 
-/// A target that serves HTTP through a Service, one pod to a node while there are enough.
-const TARGET: &str = "
-apiVersion: v1
-kind: Service
-metadata: {name: web}
-spec:
-  selector: {app: web}
-  ports: [{name: http, port: 80}]
----
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: web}
-spec:
-  replicas: 3
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      tolerations:
-      - {key: node.kubernetes.io/unreachable, operator: Exists, effect: NoExecute, tolerationSeconds: 0}
-      - {key: node.kubernetes.io/not-ready, operator: Exists, effect: NoExecute, tolerationSeconds: 0}
-      containers:
-      - name: nginx
-        image: nginx
-        ports: [{name: http, containerPort: 80}]
-        readinessProbe: {httpGet: {path: /, port: http}, periodSeconds: 1}
-";
+/// A target that serves HTTP, and whose pods leave a lost node after so many seconds.
+fn target(seconds: u32) -> String {
+    let web = Web::nginx(3).ending_within(1);
+    web.leaving_lost_nodes_after(seconds).manifest()
+}
 
 /// A cluster with the target on it, serving.
 fn serving(nodes: usize) -> Cluster {
     let mut cluster = Cluster::of_nodes(nodes);
-    cluster.apply(TARGET);
+    cluster.apply(&target(0));
     cluster.until_all_ready("app=web", 3);
     cluster
 }
@@ -214,7 +192,7 @@ fn nodes_are_drained_and_crashed() {
 fn what_only_the_undo_mended_has_not_recovered() {
     let mut cluster = Cluster::of_nodes(2);
     // They stay where they are for five minutes, as Kubernetes has it.
-    cluster.apply(&TARGET.replace("tolerationSeconds: 0", "tolerationSeconds: 300"));
+    cluster.apply(&target(300));
     cluster.until_all_ready("app=web", 3);
     let crash = run(
         &mut cluster,
