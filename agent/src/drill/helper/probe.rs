@@ -76,7 +76,7 @@ impl Probe {
         while let Some(sample) = under_way.join_next().await {
             log.append(&outcome(sample)?)?;
         }
-        Ok(())
+        log.finish()
     }
 
     async fn ask_once(self, clock: Clock, due: Instant) -> Sample {

@@ -175,6 +175,8 @@ pub(in crate::drill) fn stamp(microseconds: u64) -> MicroTime {
 pub(in crate::drill) struct SampleLog {
     file: File,
     count: u64,
+    /// What there was no room for yet.
+    waiting: Vec<u8>,
 }
 
 impl SampleLog {
@@ -183,7 +185,11 @@ impl SampleLog {
         let file = File::options().create(true).append(true).open(path)?;
         let count = file.metadata()?.len() / SIZE as u64;
         file.set_len(count * SIZE as u64)?;
-        Ok(Self { file, count })
+        Ok(Self {
+            file,
+            count,
+            waiting: Vec::new(),
+        })
     }
 
     /// How many records there are.
@@ -191,17 +197,48 @@ impl SampleLog {
         self.count
     }
 
+    /// On a full disk, which may be the very thing that is measured, it waits for room: until a later one finds some.
     pub(in crate::drill) fn append(&mut self, sample: &Sample) -> io::Result<()> {
-        self.file.write_all(&sample.encode())?;
+        self.waiting.extend(sample.encode());
         self.count += 1;
-        Ok(())
+        match write_through(&mut self.file, &mut self.waiting) {
+            Err(error) if is_full(&error) => Ok(()),
+            written => written,
+        }
+    }
+
+    /// Has room for everything that was appended.
+    ///
+    /// # Errors
+    /// When there is still none.
+    pub(in crate::drill) fn finish(&mut self) -> io::Result<()> {
+        write_through(&mut self.file, &mut self.waiting)
     }
 
     /// As [`SampleLog::append`], and returns when it would survive the host's end.
     pub(in crate::drill) fn append_durably(&mut self, sample: &Sample) -> io::Result<()> {
         self.append(sample)?;
+        self.finish()?;
         self.file.sync_data()
     }
+}
+
+/// Writes what it can; what is left in `bytes` was not written.
+fn write_through(to: &mut impl Write, bytes: &mut Vec<u8>) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match to.write(bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => drop(bytes.drain(..written)),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn is_full(error: &io::Error) -> bool {
+    use io::ErrorKind as Kind;
+    matches!(error.kind(), Kind::StorageFull | Kind::QuotaExceeded)
 }
 
 /// Reads on where it stopped.
@@ -261,6 +298,44 @@ mod tests {
         assert_eq!(log.count(), samples.len() as u64);
         log.append(&samples[0]).unwrap();
         assert_eq!(reader.read(&path).unwrap(), samples[..1]);
+    }
+
+    /// A disk with so much room.
+    struct Disk {
+        room: usize,
+        written: Vec<u8>,
+    }
+
+    impl Write for Disk {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let fits = bytes.len().min(self.room);
+            if fits == 0 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.room -= fits;
+            self.written.extend(&bytes[..fits]);
+            Ok(fits)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_a_full_disk_does_not_take_is_written_once_it_does() {
+        let mut disk = Disk {
+            room: 30,
+            written: Vec::new(),
+        };
+        let bytes: Vec<u8> = (0..48).collect();
+        let mut waiting = bytes.clone();
+        let refused = write_through(&mut disk, &mut waiting).unwrap_err();
+        assert!(is_full(&refused), "{refused}");
+        assert_eq!((disk.written.len(), waiting.len()), (30, 18));
+        disk.room = 100;
+        write_through(&mut disk, &mut waiting).unwrap();
+        assert_eq!((disk.written, waiting), (bytes, Vec::new()));
     }
 
     #[test]
