@@ -4,9 +4,9 @@
 //! sending, so a client would go on talking to an endpoint that is gone. After UDP endpoints changed, what
 //! the kernel remembers is compared with what is true, and what leads elsewhere is deleted.
 //!
-//! Of other protocols, connections live on with the endpoint that they have. But one that was never answered is
-//! deleted when its endpoint is gone ([`super::lost`]). Numbers are from `linux/netfilter/nfnetlink_conntrack.h` and
-//! `nf_conntrack_common.h`.
+//! Of other protocols, connections live on with the endpoint that they have. But one that was never answered, or refused, is
+//! deleted when its endpoint is gone ([`super::lost`]). Numbers are from `linux/netfilter/nfnetlink_conntrack.h`,
+//! `nf_conntrack_common.h` and `nf_conntrack_tcp.h`.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -25,10 +25,14 @@ const NESTED: u16 = 0x8000;
 const TUPLE_ORIGINAL: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
 const STATUS: u16 = 3;
+const PROTOCOL_INFO: u16 = 4;
 const STATUS_MASK: u16 = 26;
 /// Bits of a connection's status.
 const SEEN_REPLY: u32 = 1 << 1;
+const ASSURED: u32 = 1 << 2;
 const DESTINATION_NAT: u32 = 1 << 5;
+/// The state of a TCP connection that was reset.
+const CLOSE: u8 = 8;
 /// `struct nfgenmsg` for IPv4.
 const FAMILY_HEADER: [u8; 4] = [libc::AF_INET as u8, 0, 0, 0];
 
@@ -40,18 +44,18 @@ pub(super) fn delete_stale(udp: &HashMap<Frontend, Vec<SocketAddrV4>>) -> io::Re
     delete_where(&[], |connection| connection.is_stale(udp))
 }
 
-/// Deletes every connection (of a protocol that has some) that was led to one of these endpoints and never answered;
-/// gives their number.
+/// Deletes every connection (of a protocol that has some) that was led to one of these endpoints and not answered there,
+/// or refused; gives their number.
 ///
 /// # Errors
 /// As [`delete_stale`].
 pub(super) fn delete_unanswered(gone: &HashSet<SocketAddrV4>) -> io::Result<usize> {
     // The kernel sorts out the others; one that is too old to know how leaves that to us.
-    let mut unanswered = Vec::new();
-    attribute(&mut unanswered, STATUS, &DESTINATION_NAT.to_be_bytes());
-    let mask = DESTINATION_NAT | SEEN_REPLY;
-    attribute(&mut unanswered, STATUS_MASK, &mask.to_be_bytes());
-    delete_where(&unanswered, |connection| connection.is_unanswered(gone))
+    let mut half_made = Vec::new();
+    attribute(&mut half_made, STATUS, &DESTINATION_NAT.to_be_bytes());
+    let mask = DESTINATION_NAT | ASSURED;
+    attribute(&mut half_made, STATUS_MASK, &mask.to_be_bytes());
+    delete_where(&half_made, |connection| connection.is_unanswered(gone))
 }
 
 /// Of the connections that the kernel lists for a filter of its own.
@@ -99,6 +103,8 @@ struct Connection {
     sent_to: SocketAddrV4,
     answers_from: SocketAddrV4,
     status: u32,
+    /// Of TCP.
+    state: Option<u8>,
 }
 
 impl Connection {
@@ -107,12 +113,13 @@ impl Connection {
         let body = payload.get(FAMILY_HEADER.len()..)?;
         let mut original = None;
         let mut reply = None;
-        let mut status = 0;
+        let (mut status, mut state) = (0, None);
         for (kind, value) in attributes(body) {
             match kind {
                 TUPLE_ORIGINAL => original = Some((Tuple::read(value)?, value)),
                 TUPLE_REPLY => reply = Some(Tuple::read(value)?),
                 STATUS => status = u32::from_be_bytes(*value.first_chunk()?),
+                PROTOCOL_INFO => state = tcp_state(value),
                 _ => {}
             }
         }
@@ -122,6 +129,7 @@ impl Connection {
         Some(Self {
             original: name,
             status,
+            state,
             protocol: first.protocol,
             sent_to: first.destination,
             answers_from: reply?.source,
@@ -152,8 +160,10 @@ impl Connection {
     }
 
     fn is_unanswered(&self, gone: &HashSet<SocketAddrV4>) -> bool {
+        let was_refused = self.state == Some(CLOSE) && self.status & ASSURED == 0;
         self.protocol != Protocol::Udp.number()
-            && self.status & (DESTINATION_NAT | SEEN_REPLY) == DESTINATION_NAT
+            && self.status & DESTINATION_NAT != 0
+            && (self.status & SEEN_REPLY == 0 || was_refused)
             && gone.contains(&self.answers_from)
     }
 }
@@ -189,6 +199,13 @@ impl Tuple {
     }
 }
 
+/// The state within the information that TCP adds.
+fn tcp_state(value: &[u8]) -> Option<u8> {
+    let (_, tcp) = attributes(value).find(|(kind, _)| *kind == 1)?;
+    let (_, state) = attributes(tcp).find(|(kind, _)| *kind == 1)?;
+    state.first().copied()
+}
+
 fn address(value: &[u8]) -> Option<Ipv4Addr> {
     value.first_chunk::<4>().map(|octets| (*octets).into())
 }
@@ -206,6 +223,7 @@ mod tests {
             original: Vec::new(),
             protocol: Protocol::Udp.number(),
             status: 0,
+            state: None,
             sent_to: sent_to.parse().unwrap(),
             answers_from: answers_from.parse().unwrap(),
         }
@@ -237,19 +255,26 @@ mod tests {
     #[test]
     fn what_was_answered_or_leads_elsewhere_is_kept() {
         let gone = HashSet::from(["10.42.0.6:80".parse().unwrap()]);
-        let unanswered = |from, protocol: Protocol, status| {
+        let unanswered = |from, protocol: Protocol, status, state| {
             let connection = Connection {
                 protocol: protocol.number(),
                 status,
+                state,
                 ..connection("10.43.0.10:80", from)
             };
             connection.is_unanswered(&gone)
         };
-        assert!(unanswered("10.42.0.6:80", Protocol::Tcp, DESTINATION_NAT));
-        assert!(!unanswered("10.42.0.5:80", Protocol::Tcp, DESTINATION_NAT));
-        let answered = DESTINATION_NAT | SEEN_REPLY;
-        assert!(!unanswered("10.42.0.6:80", Protocol::Tcp, answered));
-        assert!(!unanswered("10.42.0.6:80", Protocol::Tcp, 0), "not ours");
-        assert!(!unanswered("10.42.0.6:80", Protocol::Udp, DESTINATION_NAT));
+        let (tcp, udp, redirected) = (Protocol::Tcp, Protocol::Udp, DESTINATION_NAT);
+        let there = "10.42.0.6:80";
+        assert!(unanswered(there, tcp, redirected, Some(1)));
+        assert!(!unanswered("10.42.0.5:80", tcp, redirected, Some(1)));
+        assert!(!unanswered(there, tcp, 0, Some(1)), "not ours");
+        assert!(!unanswered(there, udp, redirected, None));
+        // Refused, half-way, made, and reset.
+        let answered = redirected | SEEN_REPLY;
+        assert!(unanswered(there, tcp, answered, Some(CLOSE)));
+        assert!(!unanswered(there, tcp, answered, Some(2)));
+        assert!(!unanswered(there, tcp, answered | ASSURED, Some(3)));
+        assert!(!unanswered(there, tcp, answered | ASSURED, Some(CLOSE)));
     }
 }

@@ -1,9 +1,9 @@
 //! Endpoints that services led to and lead to no more, and the connections that nobody there will answer.
 //!
-//! The kernel remembers where the first packet of a connection went, for two minutes when no answer came. A client that
-//! repeats that packet, or one that comes from the same port again, would be led to the endpoint that is gone, whatever
-//! the table says by then. After a crash these are as many as were sent until it was noticed; and ports come
-//! round within seconds where a node asks much. So what is unanswered is forgotten, and the table decides anew.
+//! The kernel remembers where the first packet of a connection went, for two minutes when no answer came and for ten
+//! seconds when it was refused. A client that repeats that packet, or one that comes from the same port again, would be led
+//! to the endpoint that is gone, whatever the table says by then. After a crash these are as many as were sent until it was
+//! noticed; and ports come round within seconds where a node asks much. So they are forgotten, and the table decides anew.
 //!
 //! Not at once: an endpoint that merely ends in good order may be about to answer the last ones. Whoever has not done so
 //! after [`PATIENCE`] won't. It is shorter than the second after which TCP repeats its first packet.

@@ -134,7 +134,7 @@ pub(super) fn answered_by(
     }
 }
 
-fn is_refused(attempt: std::io::Result<TcpStream>) -> bool {
+fn is_refused<T>(attempt: std::io::Result<T>) -> bool {
     attempt.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
 }
 
@@ -432,23 +432,29 @@ fn connections_that_nobody_answered_are_led_anew_when_their_endpoint_goes() {
         let ips = node.ips();
         node.endpoints("web", &ips[..1]);
         node.sync();
-        // A pod that vanished: nobody refuses, nobody answers.
-        node.pods[0].namespace.ip("link set eth0 down");
-        let from = SocketAddr::from(([0, 0, 0, 0], 20_123));
-        let connect = async |patience| {
+        let connect = async |from: u16, patience| {
             let socket = tokio::net::TcpSocket::new_v4().unwrap();
-            socket.bind(from).unwrap();
+            socket.bind(([0, 0, 0, 0], from).into()).unwrap();
             let connecting = socket.connect((VIP, 8080).into());
             tokio::time::timeout(patience, connecting).await
         };
-        assert!(connect(PATIENCE / 50).await.is_err(), "nobody is there");
+        let refused = connect(20_123, PATIENCE).await.expect("an answer");
+        assert!(is_refused(refused), "nobody listens");
+        // A pod that vanished: nobody refuses, nobody answers.
+        node.pods[0].namespace.ip("link set eth0 down");
+        assert!(
+            connect(20_124, PATIENCE / 50).await.is_err(),
+            "nobody is there"
+        );
         let server = node.pods[1].namespace.serve();
         node.endpoints("web", &ips[1..]);
         node.sync();
         let services = node.network.inner.services.clone();
         services.forget_unanswered(services.lost.due().await);
-        connect(PATIENCE).await.unwrap().unwrap();
-        server.accept().unwrap();
+        for from in [20_123, 20_124] {
+            connect(from, PATIENCE).await.unwrap().unwrap();
+            server.accept().unwrap();
+        }
     });
 }
 
