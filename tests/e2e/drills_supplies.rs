@@ -11,10 +11,10 @@ use crate::registry::debian::{Access, DebianRegistry};
 use crate::{images, wait};
 
 /// A small disk of a node's own.
-struct Disk(PathBuf);
+pub(crate) struct Disk(PathBuf);
 
 impl Disk {
-    fn mount(at: &Path) -> Self {
+    pub(crate) fn mount(at: &Path) -> Self {
         fs::create_dir_all(at).expect("a directory");
         let flags = nix::mount::MsFlags::empty();
         nix::mount::mount(Some("tmpfs"), at, Some("tmpfs"), flags, Some("size=96m"))
