@@ -33,8 +33,7 @@ pub struct ExecArgs {
 }
 
 pub async fn run(args: ExecArgs) -> anyhow::Result<ExitCode> {
-    let node = args.node.node()?;
-    let (pod, container) = node.find(&args.target).await?;
+    let (pod, container) = args.node.nodes()?.find(&args.target).await?;
     let container = match container {
         Some(container) => container,
         None => pod.default_container()?,
@@ -49,7 +48,7 @@ pub async fn run(args: ExecArgs) -> anyhow::Result<ExitCode> {
         tty,
         stdin: args.stdin,
     };
-    let session = runtime::exec(node.identity(), &pod.uid, &record.id, request).await?;
+    let session = runtime::exec(&pod.identity, &pod.uid, &record.id, request).await?;
     // Restored when this returns, whatever happens.
     let _raw = tty.then(RawMode::enter).transpose()?;
     let code = carry(session).await?;

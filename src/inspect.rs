@@ -13,7 +13,7 @@ use skiff_agent::net::recorded_address;
 use skiff_agent::runtime::cgroup::Cgroups;
 use skiff_agent::runtime::types::{CgroupStats, ContainerRecord, ContainerState, QosClass};
 
-use crate::local::{LocalPod, Node, NodeArgs, TargetArgs};
+use crate::local::{LocalPod, NodeArgs, TargetArgs};
 use crate::output::Format;
 
 #[derive(Debug, Args)]
@@ -30,6 +30,8 @@ pub struct InspectArgs {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct PodReport {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node: Option<String>,
     namespace: String,
     pod: String,
     uid: String,
@@ -92,10 +94,8 @@ struct Mount {
 }
 
 pub async fn run(args: InspectArgs) -> anyhow::Result<ExitCode> {
-    let node = args.node.node()?;
-    let (pod, container) = node.find(&args.target).await?;
-    let report =
-        tokio::task::spawn_blocking(move || report(&node, &pod, container.as_deref())).await??;
+    let (pod, container) = args.node.nodes()?.find(&args.target).await?;
+    let report = tokio::task::spawn_blocking(move || report(&pod, container.as_deref())).await??;
     match args.output {
         Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
         Format::Table => print!("{report}"),
@@ -103,18 +103,19 @@ pub async fn run(args: InspectArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn report(node: &Node, pod: &LocalPod, only: Option<&str>) -> anyhow::Result<PodReport> {
-    let cgroups = Cgroups::detect(node.identity().cgroup_root())?;
+fn report(pod: &LocalPod, only: Option<&str>) -> anyhow::Result<PodReport> {
+    let cgroups = Cgroups::detect(pod.identity.cgroup_root())?;
     let containers = pod
         .current()
         .filter(|record| only.is_none_or(|only| record.name == only))
         .map(|record| container_report(&cgroups, pod, record))
         .collect::<anyhow::Result<_>>()?;
     Ok(PodReport {
+        node: pod.node.clone(),
         namespace: pod.namespace.clone(),
         pod: pod.name.clone(),
         uid: pod.uid.clone(),
-        address: recorded_address(node.identity(), &pod.uid)?,
+        address: recorded_address(&pod.identity, &pod.uid)?,
         supervised: pod.supervised,
         directory: pod.dir.display().to_string(),
         containers,
@@ -240,6 +241,9 @@ impl fmt::Display for PodReport {
         fact(f, "Namespace", &self.namespace)?;
         fact(f, "UID", &self.uid)?;
         fact(f, "Address", or_none(self.address))?;
+        if let Some(node) = &self.node {
+            fact(f, "Node", node)?;
+        }
         fact(f, "Directory", &self.directory)?;
         let shim = if self.supervised { "running" } else { "gone" };
         fact(f, "Shim", shim)?;

@@ -1,4 +1,4 @@
-//! This node's pods and containers as they are on its disk and in its shims: what `ps`, `inspect`,
+//! Pods and containers of this host's nodes as they are on its disk and in its shims: what `ps`, `inspect`,
 //! `logs` and `exec` work from, whether or not a control plane or an agent runs.
 
 use std::cmp::Reverse;
@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
 use k8s_openapi::api::core::v1::Pod;
+use skiff_agent::fleet;
 use skiff_agent::identity::Identity;
 use skiff_agent::runtime::types::{ContainerRecord, ContainerState};
 use skiff_agent::runtime::{Runtime, is_supervised};
@@ -18,20 +19,84 @@ use crate::data_dir;
 /// Which node a command is about.
 #[derive(Debug, Args)]
 pub struct NodeArgs {
-    /// The data directory of the node
-    #[arg(long, value_name = "DIR", default_value = data_dir::DEFAULT)]
+    /// The data directory of the node, or of a cluster with several nodes on this host
+    #[arg(long, global = true, value_name = "DIR", default_value = data_dir::DEFAULT)]
     data_dir: PathBuf,
+    /// One of the nodes that `skiff up --nodes` runs; by default all of them
+    #[arg(long, global = true, value_name = "NAME")]
+    node: Option<String>,
+}
+
+/// Where a node of this host keeps its state.
+pub struct NodeDir {
+    /// Of one of several nodes.
+    pub node: Option<String>,
+    pub data_dir: PathBuf,
 }
 
 impl NodeArgs {
-    pub fn node(&self) -> anyhow::Result<Node> {
-        let identity = Identity::of(&self.data_dir).with_context(|| {
-            format!(
-                "no node in {}: give its data directory with --data-dir",
-                self.data_dir.display()
-            )
-        })?;
-        Ok(Node { identity })
+    /// The nodes that are meant; at least one.
+    ///
+    /// # Errors
+    /// When there is no node of this name, or it can't be found out.
+    pub fn dirs(&self) -> anyhow::Result<Vec<NodeDir>> {
+        let place = self.data_dir.display();
+        let nodes = fleet::data_dirs(&self.data_dir)
+            .with_context(|| format!("cannot tell which nodes there are in {place}"))?;
+        if nodes.is_empty() {
+            if let Some(node) = &self.node {
+                bail!("--node {node}: the cluster in {place} was not started with --nodes");
+            }
+            return Ok(vec![NodeDir {
+                node: None,
+                data_dir: self.data_dir.clone(),
+            }]);
+        }
+        let names: Vec<String> = nodes.iter().map(|(name, _)| name.clone()).collect();
+        let meant = |name: &str| self.node.as_ref().is_none_or(|node| node == name);
+        let dirs: Vec<NodeDir> = nodes
+            .into_iter()
+            .filter(|(name, _)| meant(name))
+            .map(|(name, data_dir)| NodeDir {
+                node: Some(name),
+                data_dir,
+            })
+            .collect();
+        match (&self.node, dirs.as_slice()) {
+            (Some(node), []) => {
+                bail!(
+                    "there is no node {node} in {place}: it has {}",
+                    names.join(", ")
+                )
+            }
+            _ => Ok(dirs),
+        }
+    }
+
+    /// The same, to look into.
+    ///
+    /// # Errors
+    /// As [`dirs`](Self::dirs), and when there is no node there.
+    pub fn nodes(&self) -> anyhow::Result<Nodes> {
+        let dirs = self.dirs()?;
+        let mut nodes = Vec::with_capacity(dirs.len());
+        for NodeDir { node, data_dir } in dirs {
+            // One of several that has never run yet has nothing to show.
+            if node.is_some() && !data_dir.exists() {
+                continue;
+            }
+            let identity = Identity::of(&data_dir).with_context(|| {
+                format!(
+                    "no node in {}: give its data directory with --data-dir",
+                    data_dir.display()
+                )
+            })?;
+            nodes.push(Node {
+                name: node,
+                identity,
+            });
+        }
+        Ok(Nodes(nodes))
     }
 }
 
@@ -49,13 +114,20 @@ pub struct TargetArgs {
     container: Option<String>,
 }
 
-/// One node of this host.
-pub struct Node {
+/// Nodes of this host.
+pub struct Nodes(Vec<Node>);
+
+struct Node {
+    name: Option<String>,
     identity: Identity,
 }
 
-/// A pod of the node.
+/// A pod of a node.
 pub struct LocalPod {
+    /// Its node, where there are several.
+    pub node: Option<String>,
+    /// Of its node.
+    pub identity: Identity,
     pub namespace: String,
     pub name: String,
     pub uid: String,
@@ -68,46 +140,18 @@ pub struct LocalPod {
     pub supervised: bool,
 }
 
-impl Node {
-    pub fn identity(&self) -> &Identity {
-        &self.identity
-    }
-
+impl Nodes {
+    /// Every pod, by namespace and name.
+    ///
+    /// # Errors
+    /// When a node's directory can't be read.
     pub async fn pods(&self) -> anyhow::Result<Vec<LocalPod>> {
-        let directory = self.identity.pods_dir();
         let mut pods = Vec::new();
-        let mut entries = match tokio::fs::read_dir(&directory).await {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(pods),
-            entries => entries.with_context(|| format!("listing {}", directory.display()))?,
-        };
-        while let Some(entry) = entries.next_entry().await? {
-            pods.extend(self.pod(&entry.path()).await?);
+        for node in &self.0 {
+            pods.extend(node.pods().await?);
         }
         pods.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
         Ok(pods)
-    }
-
-    /// `None` for a directory that is not a pod's.
-    async fn pod(&self, dir: &Path) -> anyhow::Result<Option<LocalPod>> {
-        let name = dir.file_name().and_then(|name| name.to_str());
-        // Namespaces and names hold no underscore.
-        let mut parts = name.unwrap_or_default().splitn(3, '_');
-        let (Some(namespace), Some(name), Some(uid)) = (parts.next(), parts.next(), parts.next())
-        else {
-            return Ok(None);
-        };
-        let mut records = Runtime::records(dir.to_owned()).await?;
-        records.sort_by(|a, b| (&a.name, a.attempt).cmp(&(&b.name, b.attempt)));
-        let object = tokio::fs::read(dir.join("pod.json")).await.ok();
-        Ok(Some(LocalPod {
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-            uid: uid.to_owned(),
-            dir: dir.to_owned(),
-            object: object.and_then(|bytes| serde_json::from_slice(&bytes).ok()),
-            records,
-            supervised: is_supervised(&self.identity, uid),
-        }))
     }
 
     /// The pod that is meant, and the container if one is named.
@@ -142,16 +186,68 @@ impl Node {
                 }
                 Ok((pod, args.container.clone()))
             }
-            None => find_by_id(others, target),
+            None => find_by_id(others, target, self.place()),
+        }
+    }
+
+    /// Where it was looked for.
+    fn place(&self) -> &'static str {
+        match self.0.as_slice() {
+            [_] => "on this node",
+            _ => "on any node of this host",
         }
     }
 }
 
-fn find_by_id(pods: Vec<LocalPod>, prefix: &str) -> anyhow::Result<(LocalPod, Option<String>)> {
+impl Node {
+    async fn pods(&self) -> anyhow::Result<Vec<LocalPod>> {
+        let directory = self.identity.pods_dir();
+        let mut pods = Vec::new();
+        let mut entries = match tokio::fs::read_dir(&directory).await {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(pods),
+            entries => entries.with_context(|| format!("listing {}", directory.display()))?,
+        };
+        while let Some(entry) = entries.next_entry().await? {
+            pods.extend(self.pod(&entry.path()).await?);
+        }
+        Ok(pods)
+    }
+
+    /// `None` for a directory that is not a pod's.
+    async fn pod(&self, dir: &Path) -> anyhow::Result<Option<LocalPod>> {
+        let name = dir.file_name().and_then(|name| name.to_str());
+        // Namespaces and names hold no underscore.
+        let mut parts = name.unwrap_or_default().splitn(3, '_');
+        let (Some(namespace), Some(name), Some(uid)) = (parts.next(), parts.next(), parts.next())
+        else {
+            return Ok(None);
+        };
+        let mut records = Runtime::records(dir.to_owned()).await?;
+        records.sort_by(|a, b| (&a.name, a.attempt).cmp(&(&b.name, b.attempt)));
+        let object = tokio::fs::read(dir.join("pod.json")).await.ok();
+        Ok(Some(LocalPod {
+            node: self.name.clone(),
+            identity: self.identity.clone(),
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            uid: uid.to_owned(),
+            dir: dir.to_owned(),
+            object: object.and_then(|bytes| serde_json::from_slice(&bytes).ok()),
+            records,
+            supervised: is_supervised(&self.identity, uid),
+        }))
+    }
+}
+
+fn find_by_id(
+    pods: Vec<LocalPod>,
+    prefix: &str,
+    place: &str,
+) -> anyhow::Result<(LocalPod, Option<String>)> {
     let matches = |record: &ContainerRecord| record.id.starts_with(prefix);
     let ids = pods.iter().flat_map(|pod| &pod.records);
     match ids.filter(|record| matches(record)).count() {
-        0 => bail!("no pod or container {prefix} on this node"),
+        0 => bail!("no pod or container {prefix} {place}"),
         1 => {}
         count => bail!("{prefix} is the beginning of {count} container ids: give more of it"),
     }
@@ -161,7 +257,7 @@ fn find_by_id(pods: Vec<LocalPod>, prefix: &str) -> anyhow::Result<(LocalPod, Op
             return Ok((pod, Some(name)));
         }
     }
-    bail!("no pod or container {prefix} on this node")
+    bail!("no pod or container {prefix} {place}")
 }
 
 impl LocalPod {

@@ -35,7 +35,7 @@ pub struct LogsArgs {
 }
 
 pub async fn run(args: LogsArgs) -> anyhow::Result<ExitCode> {
-    let (pod, container) = args.node.node()?.find(&args.target).await?;
+    let (pod, container) = args.node.nodes()?.find(&args.target).await?;
     let container = match container {
         Some(container) => container,
         None => pod.default_container()?,

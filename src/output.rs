@@ -16,25 +16,28 @@ pub enum Format {
 }
 
 /// Rows under headings, each column as wide as it has to be.
-pub struct Table<const COLUMNS: usize> {
-    rows: Vec<[String; COLUMNS]>,
+pub struct Table {
+    rows: Vec<Vec<String>>,
 }
 
-impl<const COLUMNS: usize> Table<COLUMNS> {
-    pub fn new(headings: [&str; COLUMNS]) -> Self {
+impl Table {
+    pub fn new<'a>(headings: impl IntoIterator<Item = &'a str>) -> Self {
+        let headings = headings.into_iter().map(str::to_owned);
         Self {
-            rows: vec![headings.map(str::to_owned)],
+            rows: vec![headings.collect()],
         }
     }
 
-    pub fn row(&mut self, row: [String; COLUMNS]) {
-        self.rows.push(row);
+    /// Adds a row with a cell for each heading.
+    pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        self.rows.push(cells.into_iter().collect());
     }
 }
 
-impl<const COLUMNS: usize> fmt::Display for Table<COLUMNS> {
+impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut widths = [0; COLUMNS];
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
+        let mut widths = vec![0; columns];
         for row in &self.rows {
             for (width, cell) in widths.iter_mut().zip(row) {
                 *width = (*width).max(cell.chars().count());
@@ -42,7 +45,7 @@ impl<const COLUMNS: usize> fmt::Display for Table<COLUMNS> {
         }
         for row in &self.rows {
             let mut line = String::new();
-            for (cell, width) in row.iter().zip(widths) {
+            for (cell, width) in row.iter().zip(&widths) {
                 line.push_str(&format!("{cell:<width$}   "));
             }
             writeln!(f, "{}", line.trim_end())?;

@@ -1,4 +1,4 @@
-//! `skiff ps`: the containers of this node.
+//! `skiff ps`: the containers of this host.
 
 use std::process::ExitCode;
 
@@ -26,6 +26,9 @@ pub struct PsArgs {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Listed {
+    /// Where there are several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node: Option<String>,
     namespace: String,
     pod: String,
     container: String,
@@ -41,7 +44,7 @@ struct Listed {
 }
 
 pub async fn run(args: PsArgs) -> anyhow::Result<ExitCode> {
-    let pods = args.node.node()?.pods().await?;
+    let pods = args.node.nodes()?.pods().await?;
     let mut listed: Vec<Listed> = pods
         .iter()
         .flat_map(|pod| pod.current().map(|record| Listed::of(pod, record)))
@@ -67,6 +70,7 @@ impl Listed {
         };
         let state = pod.state(record);
         Self {
+            node: pod.node.clone(),
             namespace: pod.namespace.clone(),
             pod: pod.name.clone(),
             container: record.name.clone(),
@@ -91,7 +95,8 @@ impl Listed {
 
 fn print_table(listed: &[Listed]) {
     let now = Timestamp::now();
-    let mut table = Table::new([
+    let several = listed.iter().any(|container| container.node.is_some());
+    let headings = [
         "NAMESPACE",
         "POD",
         "CONTAINER",
@@ -101,13 +106,15 @@ fn print_table(listed: &[Listed]) {
         "PID",
         "RESTARTS",
         "AGE",
-    ]);
+    ];
+    let node = several.then_some("NODE");
+    let mut table = Table::new(node.into_iter().chain(headings));
     for container in listed {
         let since = container
             .started_at
             .as_ref()
             .unwrap_or(&container.created_at);
-        table.row([
+        let cells = [
             container.namespace.clone(),
             container.pod.clone(),
             container.container.clone(),
@@ -119,7 +126,8 @@ fn print_table(listed: &[Listed]) {
                 .map_or_else(|| "-".into(), |pid| pid.to_string()),
             container.restart_count.to_string(),
             age(since, now),
-        ]);
+        ];
+        table.row(container.node.clone().into_iter().chain(cells));
     }
     print!("{table}");
 }

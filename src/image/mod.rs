@@ -1,6 +1,8 @@
 //! `skiff image`: this node's images, whether or not anything else of Skiff runs.
 //!
-//! The commands open the node's store themselves; its locks let the agent use it meanwhile.
+//! The commands open the node's store themselves; its locks let the agent use it meanwhile. Several nodes of one
+//! host have a store each: what is added or taken away is added to or taken away from all of them, unless one is
+//! named.
 
 mod limits;
 mod pack;
@@ -10,12 +12,15 @@ mod show;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 pub use limits::LimitArgs;
 use skiff_agent::identity::Identity;
-use skiff_images::{Prune, Reference, Removal, Removed, Store};
+use skiff_images::{Error, Image, Prune, Reference, Removal, Removed, Store};
+
+use crate::local::{NodeArgs, NodeDir};
 
 #[derive(Debug, Args)]
 pub struct ImageArgs {
@@ -28,16 +33,16 @@ pub struct ImageArgs {
 /// Where the images are, and what is let in.
 #[derive(Debug, Args)]
 struct StoreArgs {
-    /// The data directory of the node
-    #[arg(
-        long,
-        global = true,
-        value_name = "DIR",
-        default_value = "/var/lib/skiff"
-    )]
-    data_dir: PathBuf,
+    #[command(flatten)]
+    node: NodeArgs,
     #[command(flatten)]
     limits: LimitArgs,
+}
+
+/// The images of one node.
+struct NodeImages {
+    place: NodeDir,
+    store: Store,
 }
 
 #[derive(Debug, Subcommand)]
@@ -90,8 +95,7 @@ pub async fn run(args: ImageArgs) -> anyhow::Result<()> {
     let at = &args.store;
     match args.command {
         Command::Import { path, names } => {
-            let store = open(at).await?;
-            for image in store.import(absolute(&path)?, &names).await? {
+            for image in import(&open(at).await?, &absolute(&path)?, &names).await? {
                 for reference in &image.references {
                     println!("{reference} {}", image.id);
                 }
@@ -100,23 +104,73 @@ pub async fn run(args: ImageArgs) -> anyhow::Result<()> {
         Command::List(list) => show::list(&open(at).await?, list).await?,
         Command::Rm { images, force } => remove(&open(at).await?, &images, force).await?,
         Command::Prune { all } => prune(&open(at).await?, all).await?,
-        Command::Inspect { name } => show::inspect(&open(at).await?, &name).await?,
+        Command::Inspect { name } => {
+            let nodes = open(at).await?;
+            let store = having(&nodes, &name).await?;
+            show::inspect(store, &name).await?;
+        }
         Command::Pack(pack) => pack::run(at, pack).await?,
         Command::Export { references, output } => {
-            open(at).await?.export(&references, output).await?;
+            export(&open(at).await?, &references, output).await?
         }
-        Command::Pull(args) => pull::run(open(at).await?, &at.data_dir, args).await?,
+        Command::Pull(args) => {
+            for node in open(at).await? {
+                pull::run(node, &args).await?;
+            }
+        }
     }
     Ok(())
 }
 
-async fn open(at: &StoreArgs) -> anyhow::Result<Store> {
-    let data_dir = &at.data_dir;
-    fs::create_dir_all(data_dir)
-        .with_context(|| format!("cannot make the data directory {}", data_dir.display()))?;
-    let identity = Identity::of(data_dir)
-        .with_context(|| format!("cannot use the data directory {}", data_dir.display()))?;
-    Ok(Store::open_with(identity.images_dir(), at.limits.limits()).await?)
+/// The images of every node that is meant; at least one.
+async fn open(at: &StoreArgs) -> anyhow::Result<Vec<NodeImages>> {
+    let mut opened = Vec::new();
+    for place in at.node.dirs()? {
+        let data_dir = &place.data_dir;
+        fs::create_dir_all(data_dir)
+            .with_context(|| format!("cannot make the data directory {}", data_dir.display()))?;
+        let identity = Identity::of(data_dir)
+            .with_context(|| format!("cannot use the data directory {}", data_dir.display()))?;
+        let store = Store::open_with(identity.images_dir(), at.limits.limits()).await?;
+        opened.push(NodeImages { place, store });
+    }
+    Ok(opened)
+}
+
+/// Takes an archive in on every node.
+async fn import(
+    nodes: &[NodeImages],
+    path: &Path,
+    names: &[Reference],
+) -> anyhow::Result<Vec<Arc<Image>>> {
+    let mut imported = Vec::new();
+    for node in nodes {
+        imported = node.store.import(path.to_owned(), names).await?;
+    }
+    Ok(imported)
+}
+
+/// The first node that has an image of this name.
+async fn having<'a>(nodes: &'a [NodeImages], name: &str) -> anyhow::Result<&'a Store> {
+    let mut missing = Error::NotFound(name.to_owned());
+    for node in nodes {
+        match node.store.find(name).await {
+            Ok(_) => return Ok(&node.store),
+            Err(error) => missing = error,
+        }
+    }
+    Err(missing.into())
+}
+
+/// From a node that has all of them.
+async fn export(
+    nodes: &[NodeImages],
+    references: &[Reference],
+    output: PathBuf,
+) -> anyhow::Result<()> {
+    let first = references.first().map(ToString::to_string);
+    let store = having(nodes, &first.unwrap_or_default()).await?;
+    Ok(store.export(references, output).await?)
 }
 
 fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
@@ -124,15 +178,15 @@ fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
 }
 
 /// Removes what can be removed; then says what could not.
-async fn remove(store: &Store, images: &[String], force: bool) -> anyhow::Result<()> {
+async fn remove(nodes: &[NodeImages], images: &[String], force: bool) -> anyhow::Result<()> {
     let how = match force {
         true => Removal::Forced,
         false => Removal::Careful,
     };
     let mut failed = 0;
     for image in images {
-        match store.remove_named(image, how).await {
-            Ok(removed) => tell(&removed),
+        match remove_one(nodes, image, how).await {
+            Ok(()) => {}
             Err(error) if images.len() == 1 => return Err(error.into()),
             Err(error) => {
                 eprintln!("{error}");
@@ -146,14 +200,38 @@ async fn remove(store: &Store, images: &[String], force: bool) -> anyhow::Result
     }
 }
 
-async fn prune(store: &Store, all: bool) -> anyhow::Result<()> {
+/// From every node that has it: it is missing when none has.
+async fn remove_one(nodes: &[NodeImages], image: &str, how: Removal) -> Result<(), Error> {
+    let mut missing = None;
+    let mut found = false;
+    for node in nodes {
+        match node.store.remove_named(image, how).await {
+            Ok(removed) => {
+                found = true;
+                tell(&removed);
+            }
+            Err(error @ Error::NotFound(_)) => missing = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    match missing {
+        Some(error) if !found => Err(error),
+        _ => Ok(()),
+    }
+}
+
+async fn prune(nodes: &[NodeImages], all: bool) -> anyhow::Result<()> {
     let what = match all {
         true => Prune::Unused,
         false => Prune::Leftovers,
     };
-    let pruned = store.prune(what).await?;
-    tell(&pruned.removed);
-    println!("Total reclaimed space: {}", show::human_size(pruned.freed));
+    let mut freed = 0;
+    for node in nodes {
+        let pruned = node.store.prune(what).await?;
+        tell(&pruned.removed);
+        freed += pruned.freed;
+    }
+    println!("Total reclaimed space: {}", show::human_size(freed));
     Ok(())
 }
 

@@ -83,11 +83,11 @@ pub(super) async fn run(at: &super::StoreArgs, args: PackArgs) -> anyhow::Result
     }
     let rootfs = args.rootfs;
     let Some(output) = args.output else {
-        let store = super::open(at).await?;
+        let nodes = super::open(at).await?;
         let scratch = tempfile::tempdir().context("cannot make a temporary directory")?;
         let archive = scratch.path().join("image.tar");
         pack(rootfs, options, archive.clone()).await?;
-        for image in store.import(archive, &args.tags).await? {
+        for image in super::import(&nodes, &archive, &args.tags).await? {
             println!("{}", image.id);
         }
         return Ok(());

@@ -1,7 +1,7 @@
 //! `skiff image pull`: fetches an image, whether or not anything else of Skiff runs.
 
 use std::io::{IsTerminal, stderr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::bail;
@@ -9,10 +9,10 @@ use clap::Args;
 use skiff_images::registry::{Registries, RegistryConfig};
 use skiff_images::{
     Credentials, DockerConfig, Observer, Platform, PullRequest, Puller, Reference, RegistryPuller,
-    Store,
 };
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::NodeImages;
 use super::progress::{Bars, Lines};
 
 #[derive(Debug, Args)]
@@ -47,14 +47,18 @@ fn account(text: &str) -> Result<Credentials, String> {
 }
 
 /// Prints the progress to stderr, and the digest that the name stands for to stdout.
-pub async fn run(store: Store, data_dir: &Path, args: PullArgs) -> anyhow::Result<()> {
-    let mut config = RegistryConfig::for_data_dir(data_dir, args.hosts_dir);
-    config.extra_cas = args.authorities;
+pub(super) async fn run(node: NodeImages, args: &PullArgs) -> anyhow::Result<()> {
+    let NodeImages { place, store } = node;
+    if let Some(node) = place.node.filter(|_| !args.quiet) {
+        eprintln!("on {node}:");
+    }
+    let mut config = RegistryConfig::for_data_dir(&place.data_dir, args.hosts_dir.clone());
+    config.extra_cas = args.authorities.clone();
     if args.plain_http {
         config.plain_http.push(args.reference.registry().to_owned());
     }
-    let credentials = match args.creds {
-        Some(account) => vec![account],
+    let credentials = match &args.creds {
+        Some(account) => vec![account.clone()],
         None => {
             let config = DockerConfig::load()?;
             config.lookup(&args.reference).await?.into_iter().collect()
@@ -62,9 +66,9 @@ pub async fn run(store: Store, data_dir: &Path, args: PullArgs) -> anyhow::Resul
     };
     let (bars, observer) = watch(args.quiet);
     let request = PullRequest {
-        platform: args.platform,
+        platform: args.platform.clone(),
         observer,
-        ..PullRequest::new(args.reference, credentials)
+        ..PullRequest::new(args.reference.clone(), credentials)
     };
     let puller = RegistryPuller::new(store, Registries::new(config));
     let mut interrupt = signal(SignalKind::interrupt())?;

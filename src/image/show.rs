@@ -2,10 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::Serialize;
 use skiff_images::{Digest, Image, Reference, Store};
 
+use super::NodeImages;
+use crate::local::NodeDir;
 use crate::output::{Format, Table};
 
 #[derive(Debug, clap::Args)]
@@ -23,88 +26,89 @@ pub(super) struct ListArgs {
     digests: bool,
 }
 
-pub(super) async fn list(store: &Store, args: ListArgs) -> anyhow::Result<()> {
-    let mut images = store.list().await?;
-    if let Some(name) = &args.name {
-        images.retain(|image| image.references.iter().any(|own| own.name() == name.name()));
-    }
-    for damaged in store.damaged().await? {
-        eprintln!("warning: {}", damaged.error());
+pub(super) async fn list(nodes: &[NodeImages], args: ListArgs) -> anyhow::Result<()> {
+    let mut listed = Vec::new();
+    let mut table = ImageTable::new(nodes, &args);
+    let mut ids = Vec::new();
+    for NodeImages { place, store } in nodes {
+        let mut images = store.list().await?;
+        if let Some(name) = &args.name {
+            images.retain(|image| image.references.iter().any(|own| own.name() == name.name()));
+        }
+        for damaged in store.damaged().await? {
+            eprintln!("warning: {}", damaged.error());
+        }
+        if args.output == Format::Json {
+            let used = store.used().await?;
+            for image in &images {
+                listed.push(serde_json::to_value(Listed::of(
+                    image,
+                    &used,
+                    place.node.as_deref(),
+                ))?);
+            }
+        }
+        ids.extend(images.iter().map(|image| image.id));
+        table.add(place, &images);
     }
     if args.quiet {
-        for image in &images {
-            println!("{}", short(image.id));
+        let mut printed = BTreeSet::new();
+        for id in ids.into_iter().filter(|id| printed.insert(*id)) {
+            println!("{}", short(id));
         }
     } else if args.output == Format::Json {
-        let used = store.used().await?;
-        let listed: Vec<Listed<'_>> = images
-            .iter()
-            .map(|image| Listed::of(image, &used))
-            .collect();
         println!("{}", serde_json::to_string_pretty(&listed)?);
-    } else if args.digests {
-        print_with_digests(&images, args.name.as_ref());
     } else {
-        print_table(&images, args.name.as_ref());
+        print!("{}", table.table);
     }
     Ok(())
 }
 
-fn print_table(images: &[std::sync::Arc<Image>], only: Option<&Reference>) {
-    let headings = [
-        "REPOSITORY",
-        "TAG",
-        "IMAGE ID",
-        "CREATED",
-        "PLATFORM",
-        "SIZE",
-    ];
-    let mut table = Table::new(headings);
-    for (image, name) in named(images, only) {
-        let [repository, tag, id, created, platform, size] = cells(image, name);
-        table.row([repository, tag, id, created, platform, size]);
-    }
-    print!("{table}");
-}
-
-fn print_with_digests(images: &[std::sync::Arc<Image>], only: Option<&Reference>) {
-    let headings = [
-        "REPOSITORY",
-        "TAG",
-        "DIGEST",
-        "IMAGE ID",
-        "CREATED",
-        "PLATFORM",
-        "SIZE",
-    ];
-    let mut table = Table::new(headings);
-    for (image, name) in named(images, only) {
-        let [repository, tag, id, created, platform, size] = cells(image, name);
-        let digest = image.digest.to_string();
-        table.row([repository, tag, digest, id, created, platform, size]);
-    }
-    print!("{table}");
-}
-
-fn named<'a>(
-    images: &'a [std::sync::Arc<Image>],
+/// A row for each name of each image.
+struct ImageTable<'a> {
+    table: Table,
     only: Option<&'a Reference>,
-) -> impl Iterator<Item = (&'a Image, &'a Reference)> {
-    let all = images
-        .iter()
-        .flat_map(|image| image.references.iter().map(move |name| (&**image, name)));
-    all.filter(move |(_, name)| only.is_none_or(|only| only.name() == name.name()))
+    digests: bool,
 }
 
-fn cells(image: &Image, name: &Reference) -> [String; 6] {
-    [
-        name.name(),
-        name.tag().unwrap_or("<none>").to_owned(),
-        short(image.id),
-        age(image, jiff::Timestamp::now()),
-        image.platform(),
-        human_size(image.size),
-    ]
+impl<'a> ImageTable<'a> {
+    fn new(nodes: &[NodeImages], args: &'a ListArgs) -> Self {
+        let several = nodes.iter().any(|node| node.place.node.is_some());
+        let headings = [
+            several.then_some("NODE"),
+            Some("REPOSITORY"),
+            Some("TAG"),
+            args.digests.then_some("DIGEST"),
+            Some("IMAGE ID"),
+            Some("CREATED"),
+            Some("PLATFORM"),
+            Some("SIZE"),
+        ];
+        Self {
+            table: Table::new(headings.into_iter().flatten()),
+            only: args.name.as_ref(),
+            digests: args.digests,
+        }
+    }
+
+    fn add(&mut self, place: &NodeDir, images: &[Arc<Image>]) {
+        for image in images {
+            let meant = |name: &&Reference| self.only.is_none_or(|only| only.name() == name.name());
+            for name in image.references.iter().filter(meant) {
+                let cells = [
+                    place.node.clone(),
+                    Some(name.name()),
+                    Some(name.tag().unwrap_or("<none>").to_owned()),
+                    self.digests.then(|| image.digest.to_string()),
+                    Some(short(image.id)),
+                    Some(age(image, jiff::Timestamp::now())),
+                    Some(image.platform()),
+                    Some(human_size(image.size)),
+                ];
+                self.table.row(cells.into_iter().flatten());
+            }
+        }
+    }
 }
 
 /// As many digits as Docker shows.
@@ -114,7 +118,13 @@ fn short(id: Digest) -> String {
 
 pub(super) async fn inspect(store: &Store, name: &str) -> anyhow::Result<()> {
     let image = store.find(name).await?;
-    let inspected = Inspected::of(&image, &store.used().await?)?;
+    let used = store.used().await?;
+    let inspected = Inspected {
+        listed: Listed::of(&image, &used, None),
+        repo_digests: image.repo_digests(),
+        config: serde_json::to_value(&image.config)?,
+        layers: &image.layers,
+    };
     println!("{}", serde_json::to_string_pretty(&inspected)?);
     Ok(())
 }
@@ -123,6 +133,9 @@ pub(super) async fn inspect(store: &Store, name: &str) -> anyhow::Result<()> {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Listed<'a> {
+    /// Where there are several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node: Option<&'a str>,
     references: &'a [Reference],
     id: String,
     digest: String,
@@ -138,8 +151,9 @@ struct Listed<'a> {
 }
 
 impl<'a> Listed<'a> {
-    fn of(image: &'a Image, used: &BTreeSet<Digest>) -> Self {
+    fn of(image: &'a Image, used: &BTreeSet<Digest>, node: Option<&'a str>) -> Self {
         Self {
+            node,
             in_use: used.contains(&image.manifest),
             references: &image.references,
             id: image.id.to_string(),
@@ -162,17 +176,6 @@ struct Inspected<'a> {
     /// The image's configuration as the OCI image specification writes it.
     config: serde_json::Value,
     layers: &'a [PathBuf],
-}
-
-impl<'a> Inspected<'a> {
-    fn of(image: &'a Image, used: &BTreeSet<Digest>) -> anyhow::Result<Self> {
-        Ok(Self {
-            listed: Listed::of(image, used),
-            repo_digests: image.repo_digests(),
-            config: serde_json::to_value(&image.config)?,
-            layers: &image.layers,
-        })
-    }
 }
 
 /// How long ago an image was made, in its largest unit.

@@ -127,18 +127,8 @@ impl Cluster {
             .extend(flags.iter().map(ToString::to_string));
         cluster.up();
         let images = images::demonstration();
-        for node in 1..=nodes {
-            let data = cluster.node_dir(&format!("node-{node}"));
-            for archive in ["nginx.tar", "busybox.tar"] {
-                let output = Command::new(env!("CARGO_BIN_EXE_skiff"))
-                    .args(["image", "import", "--data-dir"])
-                    .arg(&data)
-                    .arg(images.join(archive))
-                    .output()
-                    .expect("skiff starts");
-                succeeded("skiff image import", &output);
-            }
-        }
+        cluster.import(&images.join("nginx.tar"));
+        cluster.import(&images.join("busybox.tar"));
         cluster
     }
 

@@ -1,5 +1,7 @@
 //! Several nodes: pods spread over them, and what happens when one is killed, cut off or drained.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, SERVE};
@@ -60,6 +62,51 @@ fn pods_spread_over_nodes_and_leave_one_that_is_killed() {
     wait::until("the lost pod is cleaned up", || {
         cluster.pod(&victim).is_none().then_some(())
     });
+}
+
+#[test]
+fn the_hosts_commands_see_all_nodes_or_the_one_that_is_named() {
+    let mut cluster = Cluster::of_nodes(2);
+    cluster.apply(&leaving_lost_nodes_after(600));
+    let pods = cluster.until_all_ready("app=web", 3);
+    let listed = |printed: String| -> Vec<Value> { serde_json::from_str(&printed).expect("JSON") };
+    let nodes: BTreeSet<String> = listed(cluster.skiff(["ps", "-o", "json"]))
+        .iter()
+        .map(|container| container["node"].as_str().expect("a node").to_owned())
+        .collect();
+    assert_eq!(nodes, ["node-1", "node-2"].map(str::to_owned).into());
+    let one = listed(cluster.skiff(["ps", "--node", "node-2", "-o", "json"]));
+    assert!(!one.is_empty() && one.iter().all(|container| container["node"] == "node-2"));
+    for pod in &pods {
+        let name = name_of(pod);
+        assert_eq!(cluster.skiff(["logs", name]), format!("I am {name}\n"));
+        let said = cluster.skiff(["exec", name, "--", "hostname"]);
+        assert_eq!(said, format!("{name}\n"));
+        let inspected = cluster.skiff(["inspect", name, "-o", "json"]);
+        let inspected: Value = serde_json::from_str(&inspected).expect("JSON");
+        assert_eq!(inspected["node"], node_of(pod));
+    }
+
+    let busybox = "docker.io/library/busybox:latest";
+    let having = |cluster: &Cluster| -> Vec<String> {
+        let listed = listed(cluster.skiff(["image", "list", "busybox", "-o", "json"]));
+        let node = |image: &Value| image["node"].as_str().expect("a node").to_owned();
+        listed.iter().map(node).collect()
+    };
+    assert_eq!(having(&cluster), ["node-1", "node-2"]);
+    cluster.skiff(["image", "rm", "--force", "--node", "node-1", busybox]);
+    assert_eq!(having(&cluster), ["node-2"]);
+    // It is still somewhere, and then nowhere.
+    cluster.skiff(["image", "rm", "--force", busybox]);
+    assert_eq!(having(&cluster), Vec::<String>::new());
+    for (words, told) in [
+        (["image", "rm", busybox], "busybox"),
+        (["ps", "--node", "node-9"], "it has node-1, node-2"),
+    ] {
+        let refused = cluster.try_skiff(words);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success() && said.contains(told), "{said}");
+    }
 }
 
 #[test]

@@ -93,6 +93,20 @@ pub struct Listed {
     pub data_dir: PathBuf,
 }
 
+/// The data directories of a cluster's nodes on this host, by the nodes' names; none for a cluster that was started
+/// without such nodes.
+///
+/// # Errors
+/// When the state can't be read.
+pub fn data_dirs(data_dir: &Path) -> Result<Vec<(String, PathBuf)>, FleetError> {
+    let nodes = state::load_nodes(data_dir).map_err(FleetError::State)?;
+    let names = nodes.into_iter().map(|(name, _)| name);
+    let directory = state::directory(data_dir);
+    Ok(names
+        .map(|name| (name.clone(), directory.join(name)))
+        .collect())
+}
+
 /// The nodes of one cluster on this host. Its methods block.
 #[derive(Debug, Clone)]
 pub struct Fleet {
