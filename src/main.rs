@@ -78,11 +78,21 @@ fn main() -> ExitCode {
     match run(cli.command) {
         Ok(code) => code,
         Err(error) => {
-            // One line, with its causes.
-            eprintln!("skiff: {error:#}");
+            eprintln!("skiff: {}", in_a_line(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error with its causes, each said once: many of them end with what caused them.
+fn in_a_line(error: &anyhow::Error) -> String {
+    let mut line = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !line.ends_with(&cause) {
+            line = format!("{line}: {cause}");
+        }
+    }
+    line
 }
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
@@ -127,4 +137,24 @@ fn log_to_stderr() {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::{Context, anyhow};
+
+    use super::*;
+
+    #[test]
+    fn causes_are_said_once() {
+        let gone = "No such file (os error 2)";
+        let error = anyhow!(gone).context(format!("cannot read a.tar: {gone}"));
+        let error = error.context("cannot import it");
+        assert_eq!(
+            in_a_line(&error),
+            format!("cannot import it: cannot read a.tar: {gone}")
+        );
+        let plain: anyhow::Result<()> = Err(anyhow!("refused")).context("asking");
+        assert_eq!(in_a_line(&plain.expect_err("wrong")), "asking: refused");
+    }
 }

@@ -80,7 +80,10 @@ impl Progress {
             }
         }
         match status.phase {
-            DrillPhase::Healing => lines.push("undoing what is left".to_owned()),
+            // One that was refused has nothing to undo.
+            DrillPhase::Healing if !status.timeline.is_empty() => {
+                lines.push("undoing what is left".to_owned());
+            }
             DrillPhase::Completed => lines.push(Verdict::of(drill).word().to_lowercase()),
             _ => {}
         }
@@ -151,6 +154,8 @@ mod tests {
         );
         let last = progress.news(&seen(DrillPhase::Healing, &running));
         assert_eq!(last, ["undoing what is left"]);
+        let refused = Progress::default().news(&seen(DrillPhase::Healing, &[]));
+        assert!(!refused.contains(&"undoing what is left".to_owned()));
     }
 
     #[test]
