@@ -59,6 +59,8 @@ async fn a_store_survives_kill_9_at_any_point() {
     let source = source(&layout);
     let root = layout.dir.path().join("store");
     let (mut half_done, mut named) = (0, 0);
+    // Percent by which the kills come later: more and more until the victim gets to an end once, on a slow disk.
+    let mut stretch = 100;
     for round in 0..KILLS {
         let mut victim = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "victim", "--ignored", "--quiet"])
@@ -68,7 +70,8 @@ async fn a_store_survives_kill_9_at_any_point() {
             .spawn()
             .unwrap();
         // Steps that share no divisor with what the victim does, so that each round ends elsewhere.
-        std::thread::sleep(Duration::from_micros(30_000 + round * 7_919 % 200_000));
+        let moment = Duration::from_micros(30_000 + round * 7_919 % 200_000);
+        std::thread::sleep(moment * stretch / 100);
         victim.kill().unwrap();
         assert_eq!(victim.wait().unwrap().signal(), Some(9), "round {round}");
         half_done += count(&root.join("ingest")).min(1);
@@ -77,6 +80,9 @@ async fn a_store_survives_kill_9_at_any_point() {
         assert_eq!(count(&root.join("ingest")), 0, "round {round}");
         assert!(store.damaged().await.unwrap().is_empty(), "round {round}");
         named += store.list().await.unwrap().len();
+        if named == 0 {
+            stretch = (stretch + stretch / 4).min(400);
+        }
         check(&store).await;
     }
     // Otherwise this tested nothing.
